@@ -1,0 +1,1 @@
+"""Images, datasets and preprocessed cases on disk."""

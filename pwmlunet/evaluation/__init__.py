@@ -1,0 +1,1 @@
+"""How good a prediction is, counted by voxels and by lesions."""

@@ -1,0 +1,1 @@
+"""From preprocessed cases to a trained model."""

@@ -35,7 +35,9 @@ class Config:
         if not isinstance(values, Mapping):
             raise PwmlError(f"{where}: expected an object with named values, found {values!r}")
         if variants := cls.variants():
-            kind = str(values.get("type"))
+            if "type" not in values:
+                raise PwmlError(f'{where}: the key "type" is missing (one of {join(variants)})')
+            kind = str(values["type"])
             if kind not in variants:
                 raise PwmlError(f'{where}: "type" must be one of {join(variants)}, not {kind!r}')
             return variants[kind]._build({k: v for k, v in values.items() if k != "type"}, where)
@@ -147,7 +149,7 @@ def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[
 
 
 def _convert_scalar(value: Any, hint: type, where: str) -> Any:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and is_number and math.isfinite(value):
         return float(value)
@@ -155,6 +157,6 @@ def _convert_scalar(value: Any, hint: type, where: str) -> Any:
         return int(value)
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is str and isinstance(value, str):
-        return value
+    if hint in (str, Path) and isinstance(value, str):
+        return hint(value)
     raise PwmlError(f"{where} must be {names.get(hint, hint)}, not {value!r}")

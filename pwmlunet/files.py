@@ -14,14 +14,18 @@ from pwmlunet.errors import PwmlError
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
-    errno.EACCES: "permission denied: choose a folder you may write to",
-    errno.EPERM: "permission denied: choose a folder you may write to",
+    errno.EACCES: "permission denied: check whom it belongs to, or choose another place",
+    errno.EPERM: "permission denied: check whom it belongs to, or choose another place",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.ENOTDIR: "a part of this path is a file, not a folder: choose another folder",
     errno.EEXIST: "there is a file where a folder should be: move it or choose another folder",
     errno.ENOENT: "it does not exist: check the path",
     errno.EISDIR: "it is a folder, not a file: check the path",
 }
+
+# The mask can only be read by setting it, for the whole process: once, before there are threads.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 
 
 def explain(error: OSError, path: Path, action: str) -> PwmlError:
@@ -54,18 +58,12 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except OSError as error:
         raise explain(error, path, "write") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -88,7 +86,7 @@ def _layout(content: Any, indent: str) -> str:
 def read_json(path: Path) -> Any:
     """The parsed content of a JSON file; PwmlError names the file, line and column otherwise."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin with a mark
     except OSError as error:
         raise explain(error, path, "read") from error
     except UnicodeDecodeError as error:

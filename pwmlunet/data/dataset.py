@@ -80,7 +80,11 @@ class Labels:
         if ignore is not None and (len(ignore) != 1 or ignore[0] <= max(values)):
             raise PwmlError(f'{where}: "ignore" must be one number above all other labels')
         are_regions = any(isinstance(value, list | tuple) for value in labels.values())
-        if are_regions and (class_order is None or len(class_order) != len(named)):
+        if 0 in values or (not are_regions and len(values) < len(named)):
+            raise PwmlError(
+                f'{where}: "labels" uses a value twice: give each its own, 0 for the background only'
+            )
+        if are_regions and not _is_class_order(class_order, len(named)):
             raise PwmlError(f'{where}: "regions_class_order" must list one label value for each region')
         written = class_order if are_regions and class_order else [vs[0] for vs in named.values()]
         targets = tuple(Target(n, vs, w) for (n, vs), w in zip(named.items(), written, strict=True))
@@ -89,9 +93,17 @@ class Labels:
 
 def _label_values(name: str, value: Any, where: str) -> tuple[int, ...]:
     values = value if isinstance(value, list | tuple) else [value]
-    if not values or not all(isinstance(v, int) and 0 <= v <= 255 for v in values):
+    if not values or not all(type(v) is int and 0 <= v <= 255 for v in values):
         raise PwmlError(f"{where}: label {name!r} must be a whole number from 0 to 255, not {value!r}")
     return tuple(values)
+
+
+def _is_class_order(order: Any, n_regions: int) -> bool:
+    return (
+        isinstance(order, list)
+        and len(order) == n_regions
+        and all(type(v) is int and 0 < v <= 255 for v in order)
+    )
 
 
 @dataclass(frozen=True)
@@ -196,20 +208,30 @@ def _explicit_cases(folder: Path, entries: Any, where: str) -> Iterator[_Files]:
     if not isinstance(entries, dict):
         raise PwmlError(f'{where}: "dataset" must be an object of cases with "images" and "label"')
     for name, entry in entries.items():
-        if not isinstance(entry, dict) or not {"images", "label"} <= set(entry):
-            raise PwmlError(f'{where}: case {name!r} in "dataset" needs "images" and "label"')
+        if not _is_entry(entry):
+            raise PwmlError(
+                f'{where}: case {name!r} in "dataset" needs "images" (a list of paths) and "label" (a path)'
+            )
         yield name, tuple(folder / image for image in entry["images"]), folder / entry["label"]
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
+        return False
+    return all(isinstance(path, str) for path in (*entry["images"], entry.get("label")))
 
 
 def _listed_cases(folder: Path, n_channels: int, ending: str, problems: list[str]) -> Iterator[_Files]:
     images = _channel_files(folder / "imagesTr", ending)
     labels = {_stem(p, ending): p for p in list_files(folder / "labelsTr", ending)}
     for name in sorted(labels.keys() - images.keys()):
-        problems.append(f"case {name} has a mask and no image {name}_0000{ending} in imagesTr")
+        problems.append(f"case {name} has a mask and no image: add {name}_0000{ending} to imagesTr")
     for name, channels in images.items():
         expected = tuple(folder / "imagesTr" / f"{name}_{i:04d}{ending}" for i in range(n_channels))
         for path in sorted(set(channels) - set(expected)):
-            problems.append(f"case {name}: {path.name} is a channel more than dataset.json names")
+            problems.append(
+                f"case {name}: {path.name} is a channel more than dataset.json names: remove it or name it"
+            )
         yield name, expected, labels.get(name, folder / "labelsTr" / f"{name}{ending}")
 
 
@@ -220,12 +242,14 @@ def find_cases(folder: Path, n_channels: int, ending: str) -> tuple[CaseFiles, .
     found = _channel_files(folder, ending)
     if not found:
         raise PwmlError(f"{folder} holds no images named CASE_0000{ending}: name them so")
-    return tuple(
-        CaseFiles(
-            name, subject_of(name), tuple(folder / f"{name}_{i:04d}{ending}" for i in range(n_channels))
-        )
+    channels = range(n_channels)
+    cases = tuple(
+        CaseFiles(name, subject_of(name), tuple(folder / f"{name}_{i:04d}{ending}" for i in channels))
         for name in found
     )
+    if problems := [problem for case in cases for problem in _missing_files(case, n_channels)]:
+        raise PwmlError.listing(f"{folder} has problems", problems)
+    return cases
 
 
 def _channel_files(folder: Path, ending: str) -> dict[str, list[Path]]:
@@ -256,7 +280,7 @@ def _missing_files(case: CaseFiles, n_channels: int) -> Iterator[str]:
         if not path.is_file():
             yield f"case {case.name}: channel {channel} is missing ({path.name}): add the file"
     if case.label is not None and not case.label.is_file():
-        yield f"case {case.name}: its mask {case.label.name} is missing from {case.label.parent.name}"
+        yield f"case {case.name}: its mask {case.label.name} is missing from {case.label.parent.name}: add it or remove the case"
 
 
 def subject_of(case: str) -> str:

@@ -1,6 +1,8 @@
 """Images and their geometry; the only file that knows SimpleITK's x-y-z order."""
 
+import errno
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwmlunet.config import Config, join
+from pwmlunet.data.nifti import find_damage, is_nifti
 from pwmlunet.errors import PwmlError
-from pwmlunet.files import replacing
+from pwmlunet.files import explain, replacing
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -78,15 +81,56 @@ def read_image(path: Path) -> Image:
     Raises:
         PwmlError: the file is missing, damaged, has several values per pixel or an impossible grid.
     """
+    return _image(_read(path), path)
+
+
+def read_channels(path: Path) -> list[Image]:
+    """The images in a file of several channels along a fourth axis; a list of one for any other file."""
+    read = _read(path)
+    if read.GetDimension() != 4:
+        return [_image(read, path)]
+    return [_image(read[:, :, :, channel], path) for channel in range(read.GetSize()[3])]
+
+
+def count_channels(path: Path) -> int:
+    """How many images `read_channels` finds in a file, from its header alone."""
     import SimpleITK as sitk
 
-    if not path.is_file():
-        raise PwmlError(f"{path} does not exist: check the name and the folder")
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    _check_readable(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
     try:
-        read = sitk.ReadImage(str(path))
+        reader.ReadImageInformation()
     except RuntimeError as error:
         raise PwmlError(f"{path} cannot be read: {_cause(str(error))}") from error
+    return int(reader.GetSize()[3]) if reader.GetDimension() == 4 else 1
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        with path.open("rb"):
+            pass
+        damage = find_damage(path) if is_nifti(path) else ""
+    except OSError as error:
+        raise explain(error, path, "read") from error
+    if damage:
+        raise PwmlError(f"{path} cannot be read: {damage}")
+
+
+def _read(path: Path) -> "SimpleITK.Image":
+    import SimpleITK as sitk
+
+    _check_readable(path)
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise PwmlError(f"{path} cannot be read: {_cause(str(error))}") from error
+
+
+def _image(read: "SimpleITK.Image", path: Path) -> Image:
+    import SimpleITK as sitk
+
     if read.GetNumberOfComponentsPerPixel() != 1:
         read = _grey(read, path)
     if read.GetDimension() not in (2, 3):
@@ -102,7 +146,7 @@ def _cause(message: str) -> str:
     if "orthonormal" in message:
         return "its axes are not at right angles to each other: resample it onto a regular grid"
     if "Unable to determine ImageIO" in message:
-        return "its content is not in a format that its ending names: write it again"
+        return "its content is not what its ending says, or it is damaged: copy it again from its source"
     return "it is damaged or cut short: copy it again from its source"
 
 
@@ -112,7 +156,8 @@ def _grey(read: "SimpleITK.Image", path: Path) -> "SimpleITK.Image":
 
     channels = [sitk.VectorIndexSelectionCast(read, i) for i in range(read.GetNumberOfComponentsPerPixel())]
     first = sitk.GetArrayViewFromImage(channels[0])
-    if any(np.any(sitk.GetArrayViewFromImage(c) != first) for c in channels[1:3]):
+    # a fourth channel is opacity
+    if len(channels) > 4 or any(np.any(sitk.GetArrayViewFromImage(c) != first) for c in channels[1:3]):
         raise PwmlError(f"{path} has {len(channels)} values per pixel: write one file per channel")
     return channels[0]
 
@@ -140,6 +185,8 @@ def write_image(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     import SimpleITK as sitk
 
     assert array.shape == geometry.shape_zyx, (array.shape, geometry.shape_zyx)
+    if path.suffix == ".png" and not geometry.is_2d:
+        raise PwmlError(f"cannot write {path}: a PNG file holds one slice: choose .nii.gz")
     spacing_xyz = geometry.spacing_zyx_mm[::-1]
     if geometry.is_2d:
         image = sitk.GetImageFromArray(array[0])
@@ -155,6 +202,9 @@ def write_image(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)
         except RuntimeError as error:
-            raise PwmlError(
-                f"cannot write {path}: is the disk full, or the type {array.dtype} unknown to this format?"
-            ) from error
+            if shutil.disk_usage(path.parent).free < array.nbytes:
+                raise OSError(errno.ENOSPC, "") from error
+            raise PwmlError(f"cannot write {path}: ITK fails to store values of type {array.dtype} there") from error  # fmt: skip
+        # on a full disk SimpleITK cuts a NIfTI file short and says nothing
+        if is_nifti(path) and find_damage(temporary):
+            raise OSError(errno.ENOSPC, "")

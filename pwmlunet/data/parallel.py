@@ -1,0 +1,53 @@
+"""The same work for many cases: in threads, with progress, and no failure that hides the others."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from tqdm import tqdm
+
+from pwmlunet.errors import PwmlError
+
+
+class Named(Protocol):
+    """Anything with a case's name."""
+
+    @property
+    def name(self) -> str:
+        """The case's name."""
+
+
+Case = TypeVar("Case", bound=Named)
+Result = TypeVar("Result")
+
+
+def default_workers() -> int:
+    """One worker for each core that this process may use, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def map_cases(
+    function: Callable[[Case], Result], cases: Sequence[Case], *, workers: int, title: str
+) -> tuple[list[Result], list[str]]:
+    """Results in the order of the cases, and a sentence for each case that failed.
+
+    Reading, decompressing and resampling release Python's lock, so threads are enough and nothing is
+    copied between processes.
+    """
+    results: list[Result] = []
+    problems: list[str] = []
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        futures = [pool.submit(function, case) for case in cases]
+        rows: Iterator[tuple[Case, int]] = zip(cases, range(len(cases)), strict=True)
+        for case, index in tqdm(rows, title, len(cases), leave=False, disable=len(cases) < 2):
+            try:
+                results.append(futures[index].result())
+            except PwmlError as error:
+                problems.append(name_case(error, case.name))
+    return results, problems
+
+
+def name_case(error: PwmlError, name: str) -> str:
+    """The error's sentence, with the case's name in front where it does not say it."""
+    return str(error) if name in str(error) else f"case {name}: {error}"

@@ -1,0 +1,252 @@
+"""Lesion scores of one case and one target: components found, measured, paired, matched one to one."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwmlunet.config import Config
+from pwmlunet.evaluation.voxels import ratio
+
+CONNECTIVITY = "26 in 3-D, 8 in a single slice"
+
+MAIN_RULE = "iou_0.1"
+RULES = {
+    "iou_0.1": "one to one, IoU >= 0.1, such that the total IoU of the pairs is greatest",
+    "any_overlap": "recall over reference lesions touched, precision over predicted lesions that touch",
+    "iou_0.5": "one to one, IoU >= 0.5",
+    "centroid_2mm": "one to one, centroids at most 2 mm apart, such that the pairs are closest together",
+}
+"""How a lesion counts as found, by the name of the rule; `MAIN_RULE` is the one to rank by."""
+
+_CENTROID_MM = 2.0
+_ROUNDING_MM = 1e-6
+_MORE_PAIRS = 1e-6  # where two matchings are equally good, the one with more pairs is taken
+
+
+@dataclass(frozen=True, eq=False)
+class Lesions:
+    """The components of a mask, measured; lesion i (from 0) has the value i + 1 in `components`."""
+
+    components: NDArray[Any]
+    """Whole numbers (Z, Y, X), 0 outside."""
+    n_voxels: NDArray[np.int64]
+    """Size (N,)."""
+    centroids_zyx_mm: NDArray[np.float64]
+    """Mean place (N, 3) from the first voxel of the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Touching:
+    """The pairs of a reference and a predicted lesion that share a voxel, as columns (P,)."""
+
+    reference: NDArray[np.int64]
+    """Number of the reference lesion."""
+    predicted: NDArray[np.int64]
+    """Number of the predicted lesion."""
+    iou: NDArray[np.float64]
+    """Voxels in both / voxels in either."""
+
+
+@dataclass(frozen=True)
+class Match(Config):
+    """A reference lesion and the predicted lesion that found it, under the main rule."""
+
+    reference: int
+    """Number of the reference lesion, from 0."""
+    predicted: int
+    """Number of the predicted lesion, from 0."""
+    iou: float
+    """Intersection over union of the two, in [0.1, 1]."""
+
+
+@dataclass(frozen=True)
+class Detection(Config):
+    """How many lesions were found under one rule; `detection` makes it from the counts."""
+
+    n_reference: int
+    """Lesions in the reference."""
+    n_predicted: int
+    """Lesions in the prediction."""
+    n_found: int
+    """Reference lesions that were found."""
+    n_true: int
+    """Predicted lesions that found one; equal to `n_found` where lesions are matched one to one."""
+    recall: float | None
+    """Found / reference lesions; None without reference lesions."""
+    precision: float | None
+    """True / predicted lesions; None without predicted lesions."""
+    f1: float | None
+    """Harmonic mean of both; 0 where only one mask has lesions, None where neither has."""
+
+    @property
+    def n_false_positives(self) -> int:
+        """Predicted lesions that found none."""
+        return self.n_predicted - self.n_true
+
+
+@dataclass(frozen=True)
+class LesionScores(Config):
+    """The lesions of one case and what became of them."""
+
+    reference_volumes_mm3: tuple[float, ...]
+    """Volume of each reference lesion, in the order of their numbers."""
+    predicted_volumes_mm3: tuple[float, ...]
+    """Volume of each predicted lesion."""
+    matches: tuple[Match, ...]
+    """The pairs under the main rule."""
+    detections: dict[str, Detection]
+    """Counts and scores by rule (see `RULES`)."""
+    n_merged: int
+    """Predicted lesions that touch several reference lesions."""
+    n_split: int
+    """Reference lesions that several predicted lesions touch."""
+
+    @property
+    def main(self) -> Detection:
+        """Counts and scores under the main rule."""
+        return self.detections[MAIN_RULE]
+
+
+def find_lesions(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], int]:
+    """The components of a mask (Z, Y, X) as whole numbers from 1, and how many there are.
+
+    Voxels that meet at a corner belong together: connectivity 26, which is 8 in a single slice.
+    """
+    import cc3d
+
+    components, n = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26, return_N=True)
+    return components, int(n)
+
+
+def measure_lesions(mask: NDArray[np.bool_], spacing_zyx_mm: tuple[float, float, float]) -> Lesions:
+    """The components of a mask (Z, Y, X) with their sizes and centroids."""
+    components, n = find_lesions(mask)
+    index = np.flatnonzero(mask)
+    number = components.ravel()[index].astype(np.int64) - 1
+    n_voxels = np.bincount(number, minlength=n)
+    places = np.unravel_index(index, mask.shape)
+    sums = np.stack([np.bincount(number, place, minlength=n) for place in places], axis=-1)  # (N, 3)
+    return Lesions(components, n_voxels, sums / n_voxels[:, None] * np.array(spacing_zyx_mm))
+
+
+def find_touching(reference: Lesions, prediction: Lesions) -> Touching:
+    """The pairs of lesions that share a voxel, and how much they share."""
+    n_predicted = max(len(prediction.n_voxels), 1)
+    first, second = reference.components.ravel(), prediction.components.ravel()
+    index = np.flatnonzero((first != 0) & (second != 0))
+    pair = (first[index].astype(np.int64) - 1) * n_predicted + second[index].astype(np.int64) - 1
+    pair, shared = np.unique(pair, return_counts=True)
+    i, j = np.divmod(pair, n_predicted)
+    return Touching(i, j, shared / (reference.n_voxels[i] + prediction.n_voxels[j] - shared))
+
+
+def score_lesions(
+    reference: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
+    *,
+    spacing_zyx_mm: tuple[float, float, float],
+    valid: NDArray[np.bool_] | None = None,
+) -> LesionScores:
+    """The lesion scores of two masks (Z, Y, X).
+
+    Voxels outside `valid` are taken out of both masks before there are components: lesions do not grow
+    together across them, and of a lesion that lies partly there only the valid part is a lesion.
+    """
+    if valid is not None:
+        reference, prediction = reference & valid, prediction & valid
+    lesions = measure_lesions(reference, spacing_zyx_mm)
+    predicted = measure_lesions(prediction, spacing_zyx_mm)
+    touching = find_touching(lesions, predicted)
+    matched = match_by_iou(touching, 0.1)
+    voxel_mm3 = math.prod(spacing_zyx_mm)
+    return LesionScores(
+        reference_volumes_mm3=tuple((lesions.n_voxels * voxel_mm3).tolist()),
+        predicted_volumes_mm3=tuple((predicted.n_voxels * voxel_mm3).tolist()),
+        matches=tuple(
+            Match(int(touching.reference[k]), int(touching.predicted[k]), float(touching.iou[k]))
+            for k in matched
+        ),
+        detections=_detections(lesions, predicted, touching),
+        n_merged=_n_repeated(touching.predicted),
+        n_split=_n_repeated(touching.reference),
+    )
+
+
+def _n_repeated(numbers: NDArray[np.int64]) -> int:
+    return int(np.count_nonzero(np.bincount(numbers) > 1)) if len(numbers) else 0
+
+
+def _detections(lesions: Lesions, predicted: Lesions, touching: Touching) -> dict[str, Detection]:
+    """Counts and scores by rule, in the order of `RULES`."""
+    near = len(match_by_centroid(lesions, predicted, _CENTROID_MM))
+    loose, strict = len(match_by_iou(touching, 0.1)), len(match_by_iou(touching, 0.5))
+    found = {
+        "iou_0.1": (loose, loose),
+        "any_overlap": (len(np.unique(touching.reference)), len(np.unique(touching.predicted))),
+        "iou_0.5": (strict, strict),
+        "centroid_2mm": (near, near),
+    }
+    sizes = len(lesions.n_voxels), len(predicted.n_voxels)
+    return {rule: detection(*sizes, n_found=found[rule][0], n_true=found[rule][1]) for rule in RULES}
+
+
+def detection(n_reference: int, n_predicted: int, *, n_found: int, n_true: int) -> Detection:
+    """The scores that follow from the counts, of one case or of all cases together."""
+    # 2 r p / (r + p) with both fractions multiplied out, so that one of them may be undefined
+    f1 = ratio(2 * n_found * n_true, n_found * n_predicted + n_true * n_reference) or 0.0
+    return Detection(
+        n_reference=n_reference,
+        n_predicted=n_predicted,
+        n_found=n_found,
+        n_true=n_true,
+        recall=ratio(n_found, n_reference),
+        precision=ratio(n_true, n_predicted),
+        f1=f1 if n_reference or n_predicted else None,
+    )
+
+
+def match_by_iou(touching: Touching, least: float) -> NDArray[np.int64]:
+    """Which touching pairs are matched one to one, of those with at least this IoU."""
+    enough = np.flatnonzero(touching.iou >= least)
+    i, j, iou = touching.reference[enough], touching.predicted[enough], touching.iou[enough]
+    return np.asarray(enough[match_one_to_one(i, j, gain=iou)])
+
+
+def match_by_centroid(reference: Lesions, prediction: Lesions, most_mm: float) -> NDArray[np.int64]:
+    """The matched lesions (M, 2), numbers of reference and prediction, of those at most so far apart."""
+    from scipy.spatial import cKDTree
+
+    if not len(reference.n_voxels) or not len(prediction.n_voxels):
+        return np.empty((0, 2), np.int64)
+    tree, other = cKDTree(reference.centroids_zyx_mm), cKDTree(prediction.centroids_zyx_mm)
+    near = tree.sparse_distance_matrix(other, most_mm + _ROUNDING_MM, output_type="ndarray")
+    closeness = np.maximum(1 - near["v"] / most_mm, 0)
+    chosen = match_one_to_one(near["i"], near["j"], gain=closeness)
+    return np.stack([near["i"], near["j"]], axis=-1)[chosen].astype(np.int64)
+
+
+def match_one_to_one(
+    first: NDArray[Any], second: NDArray[Any], *, gain: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Which of the pairs (P,) are kept, so that no lesion is in two and the total gain is greatest.
+
+    Taking the best pair first, and so on, would make the count depend on the order of equal pairs, so
+    that a mirrored image could score otherwise; the optimum depends on the masks alone.
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+    rows, row = np.unique(first, return_inverse=True)
+    columns, column = np.unique(second, return_inverse=True)
+    if not len(rows):
+        return np.empty(0, np.int64)
+    # Each row also has a column of its own, which stands for "not matched" and gains nothing.
+    alone = np.arange(len(rows))
+    weight = np.concatenate([1 + _MORE_PAIRS + gain, np.ones(len(rows))])
+    places = np.concatenate([row, alone]), np.concatenate([column, len(columns) + alone])
+    graph = csr_array((weight, places), shape=(len(rows), len(columns) + len(rows)))
+    _, partner = min_weight_full_bipartite_matching(graph, maximize=True)
+    return np.flatnonzero(partner[row] == column)

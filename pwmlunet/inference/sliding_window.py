@@ -1,0 +1,147 @@
+"""A network over a whole volume: runs of slices, tiles, flips, and their weighted mean."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pwmlunet.inference.device import autocast
+from pwmlunet.networks.base import SegmentationNetwork
+from pwmlunet.planning.plan import Configuration
+
+_VOXELS_A_PASS = {"cpu": 2**19, "cuda": 2**22}
+_FLIPS = ((), (-1,), (-2,), (-2, -1))
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a network is led over a volume."""
+
+    configuration: Configuration
+    flips: bool = True
+    """Whether the mean over four mirrored versions is taken."""
+    dtype: torch.dtype = torch.float32
+    """The format of the network's arithmetic."""
+
+
+@torch.inference_mode()
+def predict_volume(
+    networks: Sequence[SegmentationNetwork], image: Tensor, window: Window, device: torch.device
+) -> Tensor:
+    """Mean probabilities (K, Z, Y, X) of the networks for an image (C, Z, Y, X), on the CPU.
+
+    Slices beyond the first and last repeat these, so that a volume of one slice can be predicted.
+    """
+    configuration = window.configuration
+    stride = configuration.network.stride
+    rows, columns = image.shape[-2:]
+    padded = pad(image[None], (0, -columns % stride, 0, -rows % stride), mode="replicate")[0] if (
+        rows % stride or columns % stride
+    ) else image  # fmt: skip
+    result: Tensor | None = None
+    for outputs, inputs in _runs(image.shape[1], configuration, _slices_a_pass(padded, window, device)):
+        part = padded[:, inputs].to(device, non_blocking=True)
+        total = sum((_predict_run(network, part, window) for network in networks), torch.zeros(()))
+        probability = (total / len(networks)).cpu()
+        if result is None:
+            result = torch.empty(len(probability), image.shape[1], *padded.shape[-2:])
+        result[:, outputs] = probability
+    assert result is not None
+    return result[..., :rows, :columns]
+
+
+def _slices_a_pass(image: Tensor, window: Window, device: torch.device) -> int:
+    voxels = image.shape[-2] * image.shape[-1] * (len(_FLIPS) if window.flips else 1)
+    return max(1, _VOXELS_A_PASS.get(device.type, 2**19) // voxels)
+
+
+def _runs(n_slices: int, configuration: Configuration, most: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Slices to predict and the slices to show for them, T − 1 more; each run has the step's distance."""
+    step, reach = configuration.slice_step, configuration.network.n_slices // 2
+    for first in range(min(step, n_slices)):
+        outputs = list(range(first, n_slices, step))
+        for start in range(0, len(outputs), most):
+            part = outputs[start : start + most]
+            before = [part[0] - step * i for i in range(reach, 0, -1)]
+            after = [part[-1] + step * i for i in range(1, reach + 1)]
+            yield part, [min(max(z, 0), n_slices - 1) for z in (*before, *part, *after)]
+
+
+def _predict_run(network: SegmentationNetwork, part: Tensor, window: Window) -> Tensor:
+    """Probabilities (K, Z', Y, X) for (C, Z, Y, X), with all flips in one batch."""
+    flips = _FLIPS if window.flips else _FLIPS[:1]
+    batch = torch.stack([part.flip(axes) for axes in flips])
+    with autocast(part.device, window.dtype):
+        probability = _segment(network, batch, window.configuration)
+    unflipped = [p.flip(axes) for p, axes in zip(probability.float(), flips, strict=True)]
+    return torch.stack(unflipped).mean(0)
+
+
+def _segment(network: SegmentationNetwork, batch: Tensor, configuration: Configuration) -> Tensor:
+    if configuration.tiles == "slice":
+        return network.segment(batch)
+    if configuration.tiles == "trident":
+        return _running_average(network, batch, configuration.patch_size_yx)
+    return _weighted_mean(network, batch, configuration.patch_size_yx)
+
+
+def _weighted_mean(network: SegmentationNetwork, batch: Tensor, patch_yx: tuple[int, int]) -> Tensor:
+    """Tiles that overlap by half, each weighted by a Gaussian about its centre."""
+    weights = _bell(patch_yx[0])[:, None] * _bell(patch_yx[1])[None]
+    weights = weights.to(batch)
+    total = torch.zeros(())
+    norm = torch.zeros(batch.shape[-2:]).to(batch)
+    for y in tile_starts(batch.shape[-2], patch_yx[0], patch_yx[0] // 2):
+        for x in tile_starts(batch.shape[-1], patch_yx[1], patch_yx[1] // 2):
+            rows, columns = slice(y, y + patch_yx[0]), slice(x, x + patch_yx[1])
+            tile = network.segment(batch[..., rows, columns])
+            if not total.ndim:
+                total = _like(tile, batch)
+            cut = weights[: tile.shape[-2], : tile.shape[-1]]
+            total[..., rows, columns] += tile * cut
+            norm[rows, columns] += cut
+    return total / norm
+
+
+def tile_starts(size: int, patch: int, step: int) -> list[int]:
+    """Starts of tiles at most `step` apart that cover an axis; the last ends at its end."""
+    last = max(size - patch, 0)
+    n_tiles = 1 + -(-last // step)
+    return [round(i * last / max(n_tiles - 1, 1)) for i in range(n_tiles)]
+
+
+def _bell(size: int) -> Tensor:
+    """A Gaussian with a standard deviation of an eighth of its length (Isensee et al. 2021)."""
+    place = (torch.arange(size) - (size - 1) / 2) / (size / 8)
+    return torch.exp(-0.5 * place**2).clamp(min=1e-4)
+
+
+def _running_average(network: SegmentationNetwork, batch: Tensor, patch_yx: tuple[int, int]) -> Tensor:
+    """Three tiles an axis, each averaged with what lies there already (the public code of Liu et al. 2019).
+
+    A pixel under several tiles leans towards the last: `tiles = "patch"` has no such order.
+    """
+    size_yx = (batch.shape[-2], batch.shape[-1])
+    starts = [
+        sorted({min(i * (size // 3), max(size - patch, 0)) for i in range(3)})
+        for size, patch in zip(size_yx, patch_yx, strict=True)
+    ]
+    seen = torch.zeros(size_yx, dtype=torch.bool, device=batch.device)
+    result = torch.zeros(())
+    for y in starts[0]:
+        for x in starts[1]:
+            rows, columns = slice(y, y + patch_yx[0]), slice(x, x + patch_yx[1])
+            tile = network.segment(batch[..., rows, columns])
+            if not result.ndim:
+                result = _like(tile, batch)
+            before = result[..., rows, columns]
+            result[..., rows, columns] = torch.where(seen[rows, columns], (before + tile) / 2, tile)
+            seen[rows, columns] = True
+    return result
+
+
+def _like(tile: Tensor, batch: Tensor) -> Tensor:
+    """Zeros for whole slices with the tile's targets and slices."""
+    return tile.new_zeros(*tile.shape[:3], *batch.shape[-2:])

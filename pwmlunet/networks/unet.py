@@ -1,0 +1,53 @@
+"""The plain U-Net, slice by slice."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from pwmlunet.networks.base import DenseConfig, DenseNetwork
+from pwmlunet.networks.blocks import head, plain_unit, to_slices, to_volume, up_convolution
+
+
+@dataclass(frozen=True)
+class UNetConfig(DenseConfig):
+    """The plain U-Net, which sees one slice at a time."""
+
+    @property
+    def n_slices(self) -> int:
+        """One: neighbouring slices do not meet."""
+        return 1
+
+    def build(self, n_channels: int, n_targets: int) -> "UNet":
+        """A new U-Net for C channels and K targets."""
+        return UNet(self, n_channels, n_targets)
+
+
+class UNet(DenseNetwork):
+    """The U-Net of Ronneberger et al. 2015 with normalisation, and with padding so that sizes stay.
+
+    Two 3 × 3 convolutions at each stage, max-pooling on the way down, 2 × 2 up-convolutions on the way up.
+    """
+
+    def __init__(self, config: UNetConfig, n_channels: int, n_targets: int) -> None:
+        super().__init__()
+        widths, norm = config.widths, config.norm
+        upwards = [(below, above) for above, below in reversed(list(pairwise(widths)))]
+        self.encoder = nn.ModuleList(plain_unit(n, m, norm) for n, m in pairwise((n_channels, *widths)))
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.up = nn.ModuleList(up_convolution(below, above) for below, above in upwards)
+        self.decoder = nn.ModuleList(plain_unit(2 * above, above, norm) for _, above in upwards)
+        self.head = head(config.width, n_targets, prior_logit=config.prior_logit)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, K, Z, Y, X) for an image (B, C, Z, Y, X), each slice from itself alone."""
+        features = self.encoder[0](to_slices(image))  # (B·Z, C, Y, X)
+        levels = [features]
+        for stage in self.encoder[1:]:
+            features = stage(nn.functional.max_pool2d(features, 2))
+            levels.append(features)
+        features = self.dropout(levels.pop())
+        for up, stage in zip(self.up, self.decoder, strict=True):
+            features = stage(torch.cat((up(features), levels.pop()), 1))
+        return to_volume(self.head(features), len(image))

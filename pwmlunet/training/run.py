@@ -1,0 +1,93 @@
+"""A run: the model folder that folds are trained into, and the cases of a fold."""
+
+import logging
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from pwmlunet.config import join
+from pwmlunet.data.splits import Split, read_splits
+from pwmlunet.data.store import CaseStore
+from pwmlunet.data.workspace import Workspace
+from pwmlunet.errors import PwmlError
+from pwmlunet.files import make_folder, write_json
+from pwmlunet.inference.model import ALL, TrainedModel
+from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.planning.plan import Plan
+from pwmlunet.training.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+_MAY_CHANGE = ("device", "workers", "save_every_seconds")  # without changing what is learned
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a network is trained, on what, and how."""
+
+    model: TrainedModel
+    config: TrainingConfig
+    store: CaseStore
+    splits: list[Split] | None
+    """None where all cases are of one subject: then only fold `all` can be trained."""
+
+    def split(self, fold: str) -> Split:
+        """The cases of a fold; `all` learns from every case and looks at the same ones.
+
+        Raises:
+            PwmlError: there is no such fold.
+        """
+        if fold == ALL:
+            names = tuple(self.store.names())
+            return Split(names, names)
+        n_folds = len(self.splits or ())
+        if not fold.isdecimal() or int(fold) >= n_folds:
+            known = join([*range(n_folds), ALL])
+            raise PwmlError(f"unknown fold {fold!r} (known: {known})")
+        assert self.splits is not None
+        return self.splits[int(fold)]
+
+
+def open_run(workspace: Workspace, dataset: str, config: TrainingConfig, name: str | None) -> Run:
+    """The run of a dataset, made where it is new.
+
+    Raises:
+        PwmlError: the dataset is not preprocessed, or the run was begun with another recipe.
+    """
+    prepared = workspace.find_preprocessed(dataset)
+    plan = Plan.read(prepared / "plan.json")
+    configuration, _ = plan.configuration(config.configuration or None)
+    config = TrainingConfig.from_dict({**config.to_dict(), "configuration": configuration}, "the recipe")
+    store = CaseStore(prepared / plan.configurations[configuration].preparation)
+    subjects = {n: facts.subject for n in store.names() if (facts := store.facts(n))}
+    if not subjects:
+        raise PwmlError(
+            f"{prepared.name} has no preprocessed cases: run pwml_plan_and_preprocess -d {dataset}"
+        )
+    splits_path = prepared / "splits.json"
+    splits = read_splits(splits_path, subjects) if splits_path.is_file() else None
+    folder = workspace.results / prepared.name / (name or configuration)
+    _begin(folder, prepared, plan, config)
+    return Run(TrainedModel.open(folder), config, store, splits)
+
+
+def _begin(folder: Path, prepared: Path, plan: Plan, config: TrainingConfig) -> None:
+    """Writes the run's JSON files, or checks that they say the same."""
+    make_folder(folder)
+    path = folder / "training.json"
+    begun = any(folder.glob("fold_*/*.pt"))
+    if begun and path.is_file():
+        known = TrainingConfig.read(path)
+        differing = [
+            f"{f.name} {getattr(known, f.name)} (now {getattr(config, f.name)})"
+            for f in fields(config)
+            if f.name not in _MAY_CHANGE and getattr(known, f.name) != getattr(config, f.name)
+        ]
+        if Plan.read(folder / "plan.json") != plan:
+            differing.append("another plan.json")
+        if differing:
+            raise PwmlError(f"{folder} was begun with {join(differing)}: name another run with --run, or delete it")  # fmt: skip
+    else:
+        write_json(folder / "plan.json", plan.to_dict())
+        (folder / "dataset.json").write_bytes((prepared / "dataset.json").read_bytes())
+        Postprocessing().write(folder / "postprocessing.json")
+    config.write(path)

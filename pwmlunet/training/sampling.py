@@ -1,0 +1,211 @@
+"""Patches: a lesion is drawn first, then its patch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cc3d
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
+from numpy.typing import NDArray
+
+from pwmlunet.data.dataset import Labels
+from pwmlunet.data.store import PreprocessedCase
+from pwmlunet.errors import PwmlError
+
+_MARGIN = 8  # pixels that a lesion keeps from the patch's edge where it can
+_TRIES = 20  # for a patch without a lesion
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a patch lies: a case, its slice to be labelled, and the first row and column."""
+
+    case: int
+    z: int
+    y: int
+    x: int
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingCase:
+    """A case to draw from: its arrays (or tensors on a device), its lesions and labelled slices."""
+
+    name: str
+    image: Any
+    """(C, Z, Y, X)."""
+    mask: Any
+    """(Z, Y, X)."""
+    lesions: tuple[NDArray[np.intp], ...]
+    """The voxels (n, 3) of each lesion."""
+    labelled_slices: NDArray[np.intp]
+    """Slices with a known label."""
+
+
+def training_case(case: PreprocessedCase, labels: Labels) -> TrainingCase:
+    """A preprocessed case with its lesions found."""
+    assert case.mask is not None
+    mask = np.asarray(case.mask)
+    components = cc3d.connected_components(labels.encode(mask).any(0), connectivity=26)
+    voxels = np.argwhere(components)
+    owner = components[tuple(voxels.T)]
+    lesions = tuple(voxels[owner == i] for i in range(1, int(components.max(initial=0)) + 1))
+    known = labels.valid(mask).reshape(len(mask), -1).any(1)
+    return TrainingCase(case.name, case.image, case.mask, lesions, np.flatnonzero(known))
+
+
+class PatchSampler:
+    """Draws the locations of patches; stateless but for what it draws from."""
+
+    def __init__(
+        self, cases: Sequence[TrainingCase], patch_size_yx: tuple[int, int], lesion_share: float
+    ) -> None:
+        self.cases = cases
+        self.patch_size_yx = patch_size_yx
+        self.lesion_share = lesion_share
+        self.lesions = [(i, lesion) for i, case in enumerate(cases) for lesion in case.lesions]
+        self.labelled = [i for i, case in enumerate(cases) if len(case.labelled_slices)]
+        if not self.labelled:
+            raise PwmlError("no training case has a slice with a known label: check the ignore label")
+        if not self.lesions and lesion_share > 0:
+            raise PwmlError("no training case of this fold has a lesion: change splits.json")
+        self.weights = _balanced([len(lesion) for _, lesion in self.lesions])
+
+    def draw(self, n: int, rng: np.random.Generator) -> list[Location]:
+        """Draws n locations, the share with a lesion as exact as n allows."""
+        n_lesions = int(self.lesion_share * n + rng.random())
+        return [self._at_lesion(rng) if i < n_lesions else self._without_lesion(rng) for i in range(n)]
+
+    def _at_lesion(self, rng: np.random.Generator) -> Location:
+        case, lesion = self.lesions[rng.choice(len(self.lesions), p=self.weights)]
+        z, *anchor = lesion[rng.integers(len(lesion))]
+        in_slice = lesion[lesion[:, 0] == z][:, 1:]
+        shape = self.cases[case].mask.shape[1:]
+        starts = [
+            _start_holding(
+                in_slice[:, axis].min(), in_slice[:, axis].max() + 1, anchor[axis], size, length, rng
+            )
+            for axis, (size, length) in enumerate(zip(self.patch_size_yx, shape, strict=True))
+        ]
+        return Location(case, int(z), *starts)
+
+    def _without_lesion(self, rng: np.random.Generator) -> Location:
+        for _ in range(_TRIES):
+            index = int(rng.choice(self.labelled))
+            case = self.cases[index]
+            z = int(rng.choice(case.labelled_slices))
+            y, x = (
+                int(rng.integers(max(0, length - size) + 1))
+                for size, length in zip(self.patch_size_yx, case.mask.shape[1:], strict=True)
+            )
+            location = Location(index, z, y, x)
+            if not self._holds_lesion(location):
+                break
+        return location
+
+    def _holds_lesion(self, location: Location) -> bool:
+        low = np.array((location.z, location.y, location.x))
+        high = low + np.array((1, *self.patch_size_yx))
+        return any(((v >= low) & (v < high)).all(1).any() for v in self.cases[location.case].lesions)
+
+
+def _balanced(sizes: Sequence[int]) -> NDArray[np.float64]:
+    """Chances of lesions: each doubling of size has the square root of its share, so none dominates."""
+    octaves = np.floor(np.log2(sizes)).astype(int) if sizes else np.zeros(0, int)
+    _, which, counts = np.unique(octaves, return_inverse=True, return_counts=True)
+    weights = 1 / np.sqrt(counts[which])
+    return np.asarray(weights / weights.sum())
+
+
+def _start_holding(
+    first: int, stop: int, anchor: int, size: int, length: int, rng: np.random.Generator
+) -> int:
+    """A start at random such that [start, start + size) lies in the image and holds [first, stop).
+
+    A lesion larger than the patch is held about its anchor voxel.
+    """
+    if stop - first > size:
+        first, stop = anchor, anchor + 1
+    margin = min(_MARGIN, (size - (stop - first)) // 2)
+    low = min(max(stop + margin - size, 0), max(length - size, 0))
+    high = min(max(first - margin, 0), max(length - size, 0))
+    return int(rng.integers(min(low, high), max(low, high) + 1))
+
+
+@dataclass(frozen=True)
+class PatchShape:
+    """What is cut out around a location."""
+
+    size_yx: tuple[int, int]
+    n_slices: int
+    slice_step: int
+
+
+def cut(case: TrainingCase, location: Location, shape: PatchShape) -> tuple[Any, Any]:
+    """The image (C, T, Y, X) and mask (1, Y, X) of a patch; slices beyond the ends repeat the last one.
+
+    Raises:
+        PwmlError: the case's file cannot be read.
+    """
+    offsets = (np.arange(shape.n_slices) - shape.n_slices // 2) * shape.slice_step
+    slices = np.clip(location.z + offsets, 0, case.mask.shape[0] - 1)
+    rows = [location.y, location.y + shape.size_yx[0]]
+    columns = [location.x, location.x + shape.size_yx[1]]
+    image = case.image[:, slices.tolist(), slice(*rows), slice(*columns)]
+    mask = case.mask[location.z : location.z + 1, slice(*rows), slice(*columns)]
+    if tuple(mask.shape[-2:]) == shape.size_yx:
+        return image, mask
+    box_yx = [[0, shape.size_yx[0]], [0, shape.size_yx[1]]]
+    whole = [[0, n] for n in image.shape[:2]]
+    return crop_and_pad_nd(image, whole + box_yx, float(image.min())), crop_and_pad_nd(
+        mask, [[0, 1], *box_yx]
+    )
+
+
+class PatchLoader(SlimDataLoaderBase):  # type: ignore[misc]
+    """Batches as batchgenerators wants them: {"image": (B, C, T, Y, X), "mask": (B, 1, Y, X), "where": …}.
+
+    The n-th batch depends on the seed and n alone, not on how many workers draw or where a run resumed.
+    """
+
+    def __init__(
+        self,
+        sampler: PatchSampler,
+        shape: PatchShape,
+        *,
+        batch_size: int,
+        seed: int,
+        first_batch: int = 0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(sampler.cases, batch_size, max(1, workers))
+        self.sampler = sampler
+        self.shape = shape
+        self.seed = seed
+        self.next_batch: int | None = None
+        self.first_batch = first_batch
+
+    def generate_train_batch(self) -> Mapping[str, Any]:
+        """The next batch of this worker: every `workers`-th one."""
+        if self.next_batch is None:
+            self.next_batch = self.first_batch + self.thread_id
+        rng = np.random.default_rng([self.seed, self.next_batch])
+        locations = self.sampler.draw(self.batch_size, rng)
+        patches = [cut(self._data[at.case], at, self.shape) for at in locations]
+        batch = {
+            "image": _stack([image for image, _ in patches]),
+            "mask": _stack([mask for _, mask in patches]),
+            "where": [
+                f"case {self._data[at.case].name}, slice {at.z}, row {at.y}, column {at.x}"
+                for at in locations
+            ],
+            "index": self.next_batch,
+        }
+        self.next_batch += self.number_of_threads_in_multithreaded
+        return batch
+
+
+def _stack(arrays: Sequence[Any]) -> Any:
+    return torch.stack(list(arrays)) if isinstance(arrays[0], torch.Tensor) else np.stack(arrays)

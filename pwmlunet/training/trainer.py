@@ -1,0 +1,430 @@
+"""One fold: draw, learn, look at the held-out slices, keep the best, go on where it stopped."""
+
+import copy
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pwmlunet.data.dataset import Labels
+from pwmlunet.data.image import write_image
+from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.evaluate import CaseScores, score_case, summarise, write_summary
+from pwmlunet.files import make_folder
+from pwmlunet.inference.device import autocast, choose_device, keep_freed_memory, number_format
+from pwmlunet.inference.model import ALL, load_tensors, save_tensors
+from pwmlunet.inference.predictor import Predictor, write_probability
+from pwmlunet.networks.base import Batch, SegmentationNetwork
+from pwmlunet.training.augmentation import Augmenter
+from pwmlunet.training.config import TrainingConfig
+from pwmlunet.training.losses import parse_loss
+from pwmlunet.training.progress import append_metrics, draw_progress, keep_metrics
+from pwmlunet.training.run import Run
+from pwmlunet.training.sampling import PatchLoader, PatchSampler, PatchShape, TrainingCase, training_case
+
+logger = logging.getLogger(__name__)
+
+_SELECTION_THRESHOLDS = (0.3, 0.5, 0.7)
+_HELD_SHARE = 0.3  # of a device's free memory that cases may take
+_PLATEAU_EPOCHS = 5
+_FOLD_ALL_SEED = 1_000_003
+
+
+class TrainingStoppedError(Exception):
+    """A signal stopped the training; everything that is needed to go on was saved."""
+
+
+class FoldTrainer:
+    """Trains one fold of a run; the same call goes on where an earlier one stopped."""
+
+    def __init__(self, run: Run, fold: str) -> None:
+        self.run, self.fold, self.config = run, fold, run.config
+        self.folder = make_folder(run.model.fold_folder(fold))
+        self.device = choose_device(run.config.device)
+        self.dtype = number_format(self.device, run.config.precision)
+        self.split = run.split(fold)
+        self.criterion = parse_loss(run.config.loss)
+        self.augmenter = Augmenter(run.config.augmentation)
+        self.seed = run.config.seed * 1009 + (_FOLD_ALL_SEED if fold == ALL else int(fold))
+        torch.manual_seed(self.seed)
+        self.network = run.model.build().to(self.device)
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.optimiser = make_optimiser(self.network, run.config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.step = 0
+        self.best: dict[str, Any] = {"score": -1.0, "epoch": 0, "weights": None}
+        self.plateau = {"lowest": math.inf, "since": 0, "factor": 1.0}
+        self.losses: list[float] = []
+        self.rows: list[dict[str, float]] = []
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return self.step // self.config.steps_per_epoch
+
+    def train(self) -> list[CaseScores]:
+        """Trains to the end and returns the scores of the held-out cases.
+
+        Raises:
+            TrainingStoppedError: a signal asked to stop.
+            PwmlError: the loss is not finite, or a file cannot be read or written.
+        """
+        if (self.folder / "weights.pt").is_file():
+            logger.info("fold %s is trained already", self.fold)
+            return self._validate_fully()
+        keep_freed_memory()
+        self._resume()
+        with _stopping_on_signals() as stop:
+            self._train_epochs(stop)
+        self._finish()
+        return self._validate_fully()
+
+    def _train_epochs(self, stop: "_Stop") -> None:
+        cases = self._training_cases()
+        losses_of = self._losses()
+        batches = self._batches(cases)
+        saved = time.monotonic()
+        total = self.config.epochs * self.config.steps_per_epoch
+        with tqdm(total=total, initial=self.step, desc=f"fold {self.fold}", unit="step", leave=False) as bar:
+            while self.step < total:
+                self.losses.append(self._train_step(next(batches), losses_of))
+                bar.update()
+                if self.step % self.config.steps_per_epoch == 0:
+                    self._end_epoch(bar)
+                if stop.asked or time.monotonic() - saved > self.config.save_every_seconds:
+                    self._save()
+                    saved = time.monotonic()
+                if stop.asked:
+                    raise TrainingStoppedError(
+                        f"fold {self.fold} stopped at step {self.step} of {total} and was saved"
+                    )
+
+    # one step
+
+    def _train_step(self, drawn: dict[str, Any], losses_of: Callable[[Batch], dict[str, Tensor]]) -> float:
+        batch = to_batch(drawn, self.run.model.labels, self.device)
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.step)
+        batch = self.augmenter(batch, generator)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._learning_rate()
+        self.network.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        with autocast(self.device, self.dtype):
+            losses = losses_of(batch)
+            loss = torch.stack(list(losses.values())).sum()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise PwmlError(f"the loss is {value} at step {self.step}: look at the patches ({'; '.join(drawn['where'])}), or lower --learning-rate")  # fmt: skip
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.config.gradient_norm:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.step += 1
+        self._update_average()
+        return value
+
+    def _learning_rate(self) -> float:
+        config = self.config
+        warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
+        if config.schedule == "cosine":
+            done = self.step / (config.epochs * config.steps_per_epoch)
+            return config.learning_rate * warm * (1 + math.cos(math.pi * done)) / 2
+        return config.learning_rate * warm * self.plateau["factor"]
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Moves the averaged weights towards the current ones, faster in the beginning."""
+        decay = min(self.config.weight_average, (1 + self.step) / (10 + self.step))
+        for mean, now in zip(
+            self.average.state_dict().values(), self.network.state_dict().values(), strict=True
+        ):
+            if mean.is_floating_point() and self.config.weight_average:
+                mean.lerp_(now, 1 - decay)
+            else:
+                mean.copy_(now)
+
+    # the data
+
+    def _training_cases(self) -> list[TrainingCase]:
+        """The fold's cases, held on the training device where they fit, else read from disk patch by patch."""
+        labels = self.run.model.labels
+        cases = [training_case(self.run.store.read(name), labels) for name in self.split.train]
+        n_bytes = sum(case.image.nbytes + case.mask.nbytes for case in cases)
+        if n_bytes > _HELD_SHARE * _free_bytes(self.device):
+            logger.info("%.1f GB of cases are read from disk patch by patch", n_bytes / 1e9)
+            return cases
+        logger.info("%.2f GB of cases are held on %s", n_bytes / 1e9, self.device)
+        return [_hold(case, self.device) for case in cases]
+
+    def _batches(self, cases: Sequence[TrainingCase]) -> Iterator[dict[str, Any]]:
+        configuration, config = self.run.model.configuration, self.config
+        shape = PatchShape(
+            configuration.patch_size_yx, configuration.network.n_slices, configuration.slice_step
+        )
+        sampler = PatchSampler(cases, configuration.patch_size_yx, config.lesion_share)
+        held_on_card = isinstance(cases[0].image, Tensor)
+        workers = 0 if held_on_card else config.workers
+        loader = PatchLoader(
+            sampler,
+            shape,
+            batch_size=config.batch_size or configuration.batch_size,
+            seed=self.seed,
+            first_batch=self.step,
+            workers=workers,
+        )
+        if not workers:
+            return iter(SingleThreadedAugmenter(loader, None))
+        seeds = [self.seed + worker for worker in range(workers)]
+        pin = self.device.type == "cuda"
+        return iter(MultiThreadedAugmenter(loader, None, workers, seeds=seeds, pin_memory=pin))
+
+    def _losses(self) -> Callable[[Batch], dict[str, Tensor]]:
+        """The network's losses, through torch.compile where a trial of it succeeds."""
+        plain = _Losses(self.network, self.criterion)
+        if self.device.type == "cuda":
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not self.config.compile:
+            return plain
+        compiled: Callable[[Batch], dict[str, Tensor]] = torch.compile(plain)
+        size = self.run.model.configuration
+        image = torch.zeros(
+            2, len(self.run.model.plan.channel_names), size.network.n_slices, *size.patch_size_yx
+        )
+        known = torch.ones(2, 1, 1, *size.patch_size_yx)
+        trial = Batch(image, known.expand(-1, len(self.run.model.labels.targets), -1, -1, -1), known)
+        state = copy.deepcopy(self.network.state_dict())
+        try:
+            total = torch.stack(list(compiled(_to(trial, self.device)).values())).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+        except Exception as error:  # the compiler fails in many ways; training works without it
+            logger.warning("torch.compile does not work here (%s); training without it", type(error).__name__)
+            return plain
+        finally:
+            self.network.load_state_dict(state)
+            self.network.zero_grad(set_to_none=True)
+        return compiled
+
+    # the end of an epoch
+
+    def _end_epoch(self, bar: "tqdm[Any]") -> None:
+        loss = float(np.mean(self.losses))
+        self.losses = []
+        row: dict[str, float] = {
+            "epoch": self.epoch,
+            "loss": loss,
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+        }
+        self._follow_plateau(loss)
+        if self.epoch % self.config.validate_every == 0 or self.epoch == self.config.epochs:
+            row |= self._look()
+            bar.set_postfix(f1=f"{row['val_lesion_f1']:.2f}", refresh=False)
+        self.rows.append(row)
+        append_metrics(self.folder / "metrics.jsonl", row)
+        logger.debug("epoch %d: %s", self.epoch, row)
+
+    def _follow_plateau(self, loss: float) -> None:
+        if loss < self.plateau["lowest"]:
+            self.plateau |= {"lowest": loss, "since": 0}
+            return
+        self.plateau["since"] += 1
+        if self.config.schedule == "plateau" and self.plateau["since"] >= _PLATEAU_EPOCHS:
+            self.plateau |= {"since": 0, "factor": self.plateau["factor"] / 2}
+
+    def _look(self) -> dict[str, float]:
+        """Lesion F1 and Dice on whole held-out slices; keeps the weights where they are the best so far.
+
+        F1 is the mean over three thresholds: with few lesions, one threshold says more about chance.
+        """
+        predictor = Predictor(self.run.model, networks=[self.average], device=str(self.device), flips=False)
+        scores: dict[float, list[CaseScores]] = {t: [] for t in _SELECTION_THRESHOLDS}
+        for name in self.split.val:
+            case = self.run.store.read(name)
+            probability = predictor.predict_prepared(case.image, case.facts.way_back).probability
+            for threshold in _SELECTION_THRESHOLDS:
+                mask = self.run.model.labels.decode(probability, threshold)
+                scores[threshold].append(self._score(name, mask))
+        f1 = float(np.mean([_pooled_f1(cases) for cases in scores.values()]))
+        score = f1 + 1e-3 * _mean_dice(scores[0.5])
+        if score >= self.best["score"]:
+            weights = {k: v.cpu().clone() for k, v in self.average.state_dict().items()}
+            self.best = {"score": score, "epoch": self.epoch, "weights": weights}
+        return {"val_lesion_f1": f1, "val_dice": _mean_dice(scores[0.5])}
+
+    def _score(self, name: str, mask: Any) -> CaseScores:
+        facts = self.run.store.facts(name)
+        assert facts is not None
+        return score_case(
+            self.run.store.reference(name),
+            mask,
+            spacing_zyx_mm=facts.way_back.geometry.spacing_zyx_mm,
+            labels=self.run.model.labels,
+            name=name,
+            subject=facts.subject,
+        )
+
+    # saving and going on
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "losses": self.losses,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best": self.best,
+            "plateau": self.plateau,
+        }
+        save_tensors(self.folder / "resume.pt", state)
+
+    def _resume(self) -> None:
+        path = self.folder / "resume.pt"
+        if not path.is_file():
+            keep_metrics(self.folder / "metrics.jsonl", 0)
+            return
+        state = load_tensors(path)
+        try:
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step, self.losses = state["step"], state["losses"]
+            self.best, self.plateau = state["best"], state["plateau"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise PwmlError(
+                f"{path} belongs to another network or version: delete it to start again"
+            ) from error
+        self.rows = keep_metrics(self.folder / "metrics.jsonl", self.epoch)
+        logger.info("fold %s goes on at step %d", self.fold, self.step)
+
+    def _finish(self) -> None:
+        last = self.average.state_dict()
+        weights = self.best["weights"] if self.config.checkpoint == "best" else last
+        save_tensors(self.folder / "weights.pt", weights or last)
+        (self.folder / "resume.pt").unlink(missing_ok=True)
+        draw_progress(
+            self.folder / "progress.png", self.rows, f"{self.run.model.folder.name}, fold {self.fold}"
+        )
+
+    def _validate_fully(self) -> list[CaseScores]:
+        """Predicts the held-out cases as a user would and scores them; probabilities are kept."""
+        folder = self.folder / "validation"
+        predictor = Predictor(self.run.model, folds=[self.fold], device=str(self.device))
+        scores = []
+        for name in tqdm(self.split.val, f"validate fold {self.fold}", leave=False):
+            case = self.run.store.read(name)
+            prediction = predictor.predict_prepared(case.image, case.facts.way_back)
+            write_probability(folder / f"{name}.npz", prediction.probability)
+            _write_mask(folder / f"{name}.nii.gz", prediction.mask, prediction.geometry)
+            scores.append(self._score(name, prediction.mask))
+        write_summary(folder / "summary.json", scores)
+        return scores
+
+
+class _Losses(nn.Module):
+    """The network's losses as a module's forward, which is what torch.compile takes."""
+
+    def __init__(self, network: SegmentationNetwork, criterion: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.criterion = criterion
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.network.losses(batch, self.criterion)
+
+
+class _Stop:
+    asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+@contextmanager
+def _stopping_on_signals() -> Iterator[_Stop]:
+    """An object that knows whether SIGTERM or SIGINT came; a second one is handled as before."""
+    stop = _Stop()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def make_optimiser(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimiser; weight decay acts on convolution kernels alone, not on biases and normalisation."""
+    kernels = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": kernels, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
+    kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.learning_rate)
+
+
+def to_batch(drawn: dict[str, Any], labels: Labels, device: torch.device) -> Batch:
+    """A drawn batch as tensors on the device: targets (B, K, 1, Y, X), valid where the label is known."""
+    image = torch.as_tensor(drawn["image"]).to(device, non_blocking=True).float()
+    mask = torch.as_tensor(drawn["mask"]).to(device, non_blocking=True)[:, None]
+    target = torch.cat(
+        [sum((mask == v for v in t.values), torch.zeros_like(mask)) for t in labels.targets], 1
+    )
+    valid = torch.ones_like(mask) if labels.ignore is None else mask != labels.ignore
+    return Batch(image, target.float(), valid.float())
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return Batch(batch.image.to(device), batch.target.to(device), batch.valid.to(device))
+
+
+def _hold(case: TrainingCase, device: torch.device) -> TrainingCase:
+    image, mask = np.array(case.image), np.array(case.mask)
+    if device.type == "cpu":
+        return replace(case, image=image, mask=mask)
+    return replace(case, image=torch.from_numpy(image).to(device), mask=torch.from_numpy(mask).to(device))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 4 * 2**30
+
+
+def _write_mask(path: Path, mask: Any, geometry: Any) -> None:
+    """Writes a mask for people to look at; where there is no SimpleITK the probabilities must do."""
+    try:
+        write_image(path, mask, geometry)
+    except ModuleNotFoundError:
+        logger.warning("%s is not written: SimpleITK is not installed here", path.name)
+
+
+def _pooled_f1(cases: Sequence[CaseScores]) -> float:
+    f1s = [t.pooled["iou_0.1"].f1 for t in summarise(cases).targets.values()]
+    return float(np.mean([f1 or 0.0 for f1 in f1s]))
+
+
+def _mean_dice(cases: Sequence[CaseScores]) -> float:
+    dices = [t.means["dice"].value for t in summarise(cases).targets.values()]
+    return float(np.mean([dice or 0.0 for dice in dices]))

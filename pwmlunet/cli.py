@@ -314,10 +314,11 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
     if arguments.images:
         from pwmlunet.evaluation.overlay import overlay_cases
 
+        picture = path.with_name("overlay.png")
         overlay_cases(
-            arguments.reference, arguments.prediction, arguments.images, path.with_name("overlay.png")
+            arguments.reference, arguments.prediction, arguments.images, picture, labels=arguments.labels
         )
-        _print(f"pictures in {path.with_name('overlay.png')}")
+        _print(f"pictures in {picture}")
     _print(f"scores of {len(scores)} cases in {path}")
 
 

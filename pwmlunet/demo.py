@@ -186,9 +186,16 @@ def _to_fluid(rng: Generator, frame: _Frame) -> Floats:
     midline = np.hypot(frame.side, np.clip(bridge - np.abs(frame.back), 0, None)) * half
     insula = frame.to_path((1.0, -0.3), (0.76, -0.22), (0.66, -0.08), (0.68, 0.14))
     insula = insula + 99 * (1 - frame.between(-1, 0.25))
-    return np.asarray(
-        np.minimum.reduce([inside, sulci + 0.45 * unit, midline + 0.2 * unit, insula]), np.float32
-    )
+    nearest = np.minimum.reduce([inside, sulci + 0.45 * unit, midline + 0.2 * unit, insula])
+    return np.asarray(np.where(_cut_off(nearest < 3.2 * unit), half, nearest), np.float32)
+
+
+def _cut_off(grey: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Folds that do not reach the corner of their slice: no reader could tell them from lesions."""
+    in_slice = np.zeros((3, 3, 3), bool)
+    in_slice[1] = ndimage.generate_binary_structure(2, 1)
+    pieces, _ = ndimage.label(grey, in_slice)
+    return np.asarray(grey & (pieces != pieces[:, :1, :1]))
 
 
 def _blend(signal: Floats, inside: Floats, value: float | Floats, weight: float | Floats = 1.0) -> None:
@@ -227,7 +234,7 @@ def _paint_deep_structures(frame: _Frame, signal: Floats) -> Floats:
     _blend(signal, 0.8 * unit - frame.to_path((0.19, 0.18), (0.22, 0.27)), _CHOROID, middle)
     _blend(signal, 0.8 * unit - frame.to_path((0.36, 0.39), (0.4, 0.46)), _CHOROID, low)
     upper = np.maximum(bodies, -99 * (1 - middle))
-    lower = np.maximum.reduce([thalami, horns, third, cistern]) - 99 * (1 - low)
+    lower = np.maximum.reduce([thalami + 2.5 * unit, horns, third, cistern]) - 99 * (1 - low)
     return np.asarray(-np.maximum(upper, lower), np.float32)
 
 
@@ -270,10 +277,9 @@ def _add_lesions(rng: Generator, frame: _Frame, head: Head, white: Floats, n_les
     room = np.where((relative_depth > 0.33) & (around < 0.36) & (frame.side > 0.2), white, -99)
     signal, mask = head.signal.copy(), head.mask.copy()
     for _ in range(n_lesions):
-        size = int(np.clip(round(rng.lognormal(np.log(4.4), 0.6)), 1, 12))
-        enough = min(
-            2.2 + size**0.5, float(np.quantile(room, 0.9995))
-        )  # so that no lesion touches the cortex
+        size = int(np.clip(round(rng.lognormal(np.log(4), 0.6)), 1, 12))
+        # No lesion touches the cortex, as far as there is room.
+        enough = min(2.2 + size**0.5, float(np.quantile(room, 0.9995)))
         z, y, x = rng.choice(np.argwhere(room >= enough))
         contrast = _contrast(rng, size)
         beside = z + rng.choice([-1, 1])
@@ -291,7 +297,7 @@ def _contrast(rng: Generator, size: int) -> float:
 
     The smallest real ones are never the faintest (2 pixels: 0.52 and 0.62), else nobody would see them.
     """
-    return float(np.clip(rng.lognormal(np.log(0.52), 0.4), 0.35 + 0.3 / size, 1.3))
+    return float(np.clip(rng.lognormal(np.log(0.48), 0.4), 0.35 + 0.3 / size, 1.3))
 
 
 def _add_spot(

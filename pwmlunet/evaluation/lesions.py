@@ -117,8 +117,11 @@ def find_lesions(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], int]:
     """
     import cc3d
 
-    components, n = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26, return_N=True)
-    return components, int(n)
+    # cc3d 4.1 reserves one label too few where an axis has length 1 ("maximum length exception")
+    thick = np.pad(mask, [(0, int(n == 1)) for n in mask.shape]) if 1 in mask.shape else mask
+    components, n = cc3d.connected_components(np.ascontiguousarray(thick), connectivity=26, return_N=True)
+    depth, height, width = mask.shape
+    return components[:depth, :height, :width], int(n)
 
 
 def measure_lesions(mask: NDArray[np.bool_], spacing_zyx_mm: tuple[float, float, float]) -> Lesions:

@@ -88,7 +88,7 @@ class Predictor:
 
     def predict_prepared(self, image: NDArray[np.float32], way_back: WayBack) -> Prediction:
         """The prediction for a case (C, Z, Y, X) that is on the network's grid already."""
-        tensor = torch.from_numpy(np.ascontiguousarray(image))
+        tensor = torch.from_numpy(np.array(image, np.float32))  # a copy: a memory map is read-only
         probability = restore(
             predict_volume(self.networks, tensor, self.window, self.device), way_back
         ).numpy()

@@ -9,6 +9,7 @@ from torch.nn.functional import conv2d, grid_sample, interpolate, pad
 
 from pwmlunet.networks.base import Batch
 from pwmlunet.training.config import AugmentationConfig
+from pwmlunet.training.pasting import paste_lesions
 
 _ELASTIC_GRID = 16  # pixels between the nodes of the displacement
 
@@ -25,6 +26,8 @@ class Augmenter:
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The changed batch; the given one is left as it is."""
+        if self.config.paste_probability:
+            batch = paste_lesions(batch, self.config.paste_probability, generator)
         image, target, valid = self._move(batch, generator)
         config = self.config
         steps: list[tuple[float, Callable[[Tensor, torch.Generator], Tensor]]] = [

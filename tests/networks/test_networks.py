@@ -1,0 +1,191 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pwmlunet.errors import PwmlError
+from pwmlunet.networks import NETWORKS
+from pwmlunet.networks.base import Batch, DenseConfig, NetworkConfig, SegmentationNetwork
+from pwmlunet.networks.blocks import to_slices, to_volume, windows
+from pwmlunet.networks.trident import TridentConfig
+from pwmlunet.networks.unet import UNetConfig
+
+N_CHANNELS, N_TARGETS = 2, 3
+
+SMALL: dict[str, NetworkConfig] = {
+    "trident": TridentConfig(width=4, n_stages=3),
+    "trident of one": TridentConfig(width=4, n_stages=2, n_slices=1),
+    "trident of five": TridentConfig(width=3, n_stages=3, n_slices=5, norm="instance", dropout=0.2),
+    "unet": UNetConfig(width=4, n_stages=3),
+    "unet, instance": UNetConfig(width=3, n_stages=4, norm="instance", dropout=0.2),
+}
+
+
+def test_every_network_is_tried() -> None:
+    assert {type(config) for config in SMALL.values()} == set(NETWORKS.values())
+
+
+@pytest.fixture(params=SMALL)
+def config(request: pytest.FixtureRequest) -> NetworkConfig:
+    return SMALL[request.param]
+
+
+@pytest.fixture
+def network(config: NetworkConfig) -> SegmentationNetwork:
+    torch.manual_seed(0)
+    return config.build(N_CHANNELS, N_TARGETS)
+
+
+def random_image(config: NetworkConfig, n_batch: int, n_outputs: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    shape = (n_batch, N_CHANNELS, config.n_slices + n_outputs - 1, 2 * config.stride, 3 * config.stride)
+    return torch.randn(shape, generator=generator)
+
+
+def random_batch(config: NetworkConfig) -> Batch:
+    image = random_image(config, 2, 1)
+    target = (image[:, :1, :1] > 1).float().expand(-1, N_TARGETS, -1, -1, -1)
+    return Batch(image, target, torch.ones_like(target[:, :1]))
+
+
+def criterion(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (loss * valid).sum() / valid.sum().clamp_min(1)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 4])
+def test_probabilities_have_one_slice_a_window(
+    config: NetworkConfig, network: SegmentationNetwork, n_outputs: int
+) -> None:
+    probability = network.eval().segment(random_image(config, 2, n_outputs))
+    assert probability.shape == (2, N_TARGETS, n_outputs, 2 * config.stride, 3 * config.stride)
+    assert probability.dtype == torch.float32
+    assert 0 < probability.min() < probability.max() < 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n_batch", [1, 2])
+def test_a_run_of_slices_equals_its_windows_one_by_one(
+    config: NetworkConfig, network: SegmentationNetwork, n_batch: int
+) -> None:
+    image = random_image(config, n_batch, 4)
+    network.eval()
+    single = [network.segment(image[:, :, i : i + config.n_slices]) for i in range(4)]
+    torch.testing.assert_close(network.segment(image), torch.cat(single, 2))
+    assert not torch.allclose(single[0], single[1])
+
+
+@torch.no_grad()
+def test_a_slice_hears_its_window_and_no_other(config: NetworkConfig, network: SegmentationNetwork) -> None:
+    image = random_image(config, 1, 3)
+    network.eval()
+    before = network.segment(image)
+    for z in range(image.shape[2]):
+        changed = image.clone()
+        changed[:, :, z] += 1
+        heard = (network.segment(changed) != before).flatten(3).any(3)[0].any(0).tolist()
+        assert heard == [i <= z < i + config.n_slices for i in range(3)]
+
+
+@pytest.mark.parametrize("content", ["lesions", "no lesions", "all ignored"])
+def test_losses_and_gradients_are_finite(
+    config: NetworkConfig, network: SegmentationNetwork, content: str
+) -> None:
+    batch = random_batch(config)
+    if content == "no lesions":
+        batch.target = torch.zeros_like(batch.target)
+    if content == "all ignored":
+        batch.valid = torch.zeros_like(batch.valid)
+    losses = network.losses(batch, criterion)
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad for name, p in network.named_parameters()}
+    assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
+    assert all(g is not None and g.isfinite().all() for g in gradients.values()), gradients.keys()
+    heard = any(bool(g.any()) for g in gradients.values() if g is not None)
+    assert heard == (content != "all ignored")
+
+
+def test_training_lowers_the_loss(config: NetworkConfig, network: SegmentationNetwork) -> None:
+    torch.manual_seed(2)
+    batch = random_batch(config)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    values = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = torch.stack(list(network.losses(batch, criterion).values())).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        values.append(float(loss.detach()))
+    assert values[-1] < 0.8 * values[0]
+
+
+def test_an_untrained_network_expects_few_lesions(config: NetworkConfig) -> None:
+    assert isinstance(config, DenseConfig)
+    network = replace(config, prior_probability=0.03).build(N_CHANNELS, N_TARGETS)
+    probability = network.segment(random_image(config, 2, 1))
+    assert probability.mean().item() == pytest.approx(0.03, rel=0.2)
+
+
+def test_a_config_survives_json(config: NetworkConfig, tmp_path: Path) -> None:
+    config.write(tmp_path / "network.json")
+    assert NetworkConfig.read(tmp_path / "network.json") == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("width", 0), ("n_stages", 1), ("n_stages", 8), ("n_slices", 2), ("n_slices", -1)],
+        *[("dropout", 1.0), ("dropout", -0.1), ("prior_probability", 0.0), ("prior_probability", 1)],
+        ("norm", "layer"),
+    ],
+)
+def test_a_wrong_choice_is_named(name: str, value: object) -> None:
+    with pytest.raises(PwmlError, match=f"here.*{name} must be"):
+        NetworkConfig.from_dict({"type": "trident", name: value}, "here")
+
+
+@pytest.mark.parametrize(("n_slices", "n_parameters"), [(3, 67_349_315), (1, 16_462_403)])
+def test_trident_has_the_published_size(n_slices: int, n_parameters: int) -> None:
+    with torch.device("meta"):
+        network = TridentConfig(width=64, n_slices=n_slices).build(1, 1)
+    assert sum(p.numel() for p in network.parameters()) == n_parameters
+
+
+def test_unet_has_the_size_of_its_layers() -> None:
+    network = UNetConfig(width=2, n_stages=2).build(1, 1)
+    convolutions = (9 + 1) * 2 + (18 + 1) * 2 + (18 + 1) * 4 + (36 + 1) * 4 + (36 + 1) * 2 + (18 + 1) * 2
+    norms = 2 * (2 + 2 + 4 + 4 + 2 + 2)
+    up_and_head = (4 * 4 + 1) * 2 + 2 + 1
+    assert sum(p.numel() for p in network.parameters()) == convolutions + norms + up_and_head
+
+
+def test_batch_statistics_are_those_of_all_slices() -> None:
+    network = TridentConfig(width=2, n_stages=2).build(1, 1)
+    image = torch.randn(2, 1, 3, 8, 8) + torch.arange(3.0).view(1, 1, 3, 1, 1)
+    network.segment(image)
+    norm = network.get_submodule("encoder.0.shortcut.0")
+    assert float(norm.running_mean) == pytest.approx(0.1 * float(image.mean()), rel=1e-5)  # type: ignore[arg-type]
+
+
+def test_slices_and_volumes() -> None:
+    volume = torch.arange(2 * 3 * 4 * 5 * 6).view(2, 3, 4, 5, 6)
+    slices = to_slices(volume)
+    assert torch.equal(slices[5], volume[1, :, 1])
+    assert torch.equal(to_volume(slices, 2), volume)
+
+
+def test_windows_join_slices_in_order() -> None:
+    slices = torch.arange(2 * 4 * 3 * 1 * 2).view(2 * 4, 3, 1, 2)  # B = 2, Z = 4
+    joined = windows(slices, 2, 3)
+    assert joined.shape == (2 * 2, 3 * 3, 1, 2)
+    for window, first in enumerate([0, 1, 4, 5]):
+        assert torch.equal(joined[window], torch.cat(list(slices[first : first + 3])))
+
+
+@pytest.mark.parametrize(("n_batch", "n_slices"), [(2, 4), (1, 3)])
+def test_windows_copy_nothing_in_training_and_prediction(n_batch: int, n_slices: int) -> None:
+    slices = torch.zeros(n_batch * 4, 3, 5, 6)
+    assert windows(slices, n_batch, n_slices).data_ptr() == slices.data_ptr()

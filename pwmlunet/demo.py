@@ -134,7 +134,10 @@ def write_dataset(
 
 
 def make_head(rng: Generator, *, shape_zyx: tuple[int, int, int], n_lesions: int) -> Head:
-    """A subject's head, 37 to 44 % as wide as the field of view, with so many lesions in the white matter."""
+    """A subject's head, 37 to 44 % as wide as the field of view, with lesions in the white matter.
+
+    There are `n_lesions` unless a small head runs out of room for them.
+    """
     if min(shape_zyx[1:]) < SMALLEST_WIDTH:
         raise ValueError(f"a head needs at least {SMALLEST_WIDTH} pixels across, not {shape_zyx[1:]}")
     frame = _frame(rng, shape_zyx)
@@ -264,29 +267,31 @@ def _draw_vessels(rng: Generator, frame: _Frame, signal: Floats, white: Floats) 
         path += np.array([[y], [x]]) - path.mean(axis=1, keepdims=True)
         rows, columns = np.round(path).astype(int)
         if white[z, rows, columns].min() > 1.5:
-            signal[z, rows, columns] = _VESSEL
-            line = np.ones(signal.shape[1:], bool)
-            line[rows, columns] = False
-            white[z] = np.minimum(white[z], ndimage.distance_transform_edt(line) - 1)
+            rest_y, rest_x = (np.arange(n)[:, None] - p for n, p in zip(signal.shape[1:], path, strict=True))
+            away = np.sqrt((rest_y[:, None] ** 2 + rest_x[None] ** 2).min(axis=-1)).astype(np.float32)
+            _blend(signal[z], 0.6 - away, _VESSEL)
+            white[z] = np.minimum(white[z], away - 1.5)
 
 
 def _add_lesions(rng: Generator, frame: _Frame, head: Head, white: Floats, n_lesions: int) -> Head:
     """The head with lesions in one or two slices each, in the white matter around the ventricles."""
     relative_depth = frame.depth / frame.half_width
     around = frame.to_path((0.1, -0.36), (0.15, 0.0), (0.28, 0.4), (0.4, 0.62)) / frame.half_width
-    room = np.where((relative_depth > 0.33) & (around < 0.36) & (frame.side > 0.2), white, -99)
+    zone = (relative_depth > 0.33) & (around < 0.36) & (frame.side > 0.2) & (white > 0)
+    room = np.where(zone if zone.any() else white > 0, white, -99)
     signal, mask = head.signal.copy(), head.mask.copy()
     for _ in range(n_lesions):
         size = int(np.clip(round(rng.lognormal(np.log(4), 0.6)), 1, 12))
-        # No lesion touches the cortex, as far as there is room.
-        enough = min(2.2 + size**0.5, float(np.quantile(room, 0.9995)))
+        if room.max() <= 0:
+            break
+        enough = min(2.2 + size**0.5, float(np.quantile(room[room > 0], 0.99)))
         z, y, x = rng.choice(np.argwhere(room >= enough))
         contrast = _contrast(rng, size)
         beside = z + rng.choice([-1, 1])
         _add_spot(rng, signal[z], mask[z], centre_yx=(y, x), size=size, contrast=contrast)
         if rng.random() < 0.45 and 0 <= beside < len(mask) and room[beside, y, x] >= enough:
             rest = int(rng.integers((size + 1) // 2, size + 1))
-            weaker = max(contrast * rng.uniform(0.6, 0.9), 0.35 + 0.3 / rest)
+            weaker = max(contrast * rng.uniform(0.6, 0.9), 0.4 + 0.3 / rest)
             _add_spot(rng, signal[beside], mask[beside], centre_yx=(y, x), size=rest, contrast=weaker)
         room[max(z - 2, 0) : z + 3, max(y - 6, 0) : y + 7, max(x - 6, 0) : x + 7] = -99
     return Head(signal, mask)
@@ -297,7 +302,7 @@ def _contrast(rng: Generator, size: int) -> float:
 
     The smallest real ones are never the faintest (2 pixels: 0.52 and 0.62), else nobody would see them.
     """
-    return float(np.clip(rng.lognormal(np.log(0.48), 0.4), 0.35 + 0.3 / size, 1.3))
+    return float(np.clip(rng.lognormal(np.log(0.52), 0.4), 0.4 + 0.3 / size, 1.3))
 
 
 def _add_spot(

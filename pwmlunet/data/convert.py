@@ -33,7 +33,7 @@ class Converted:
 def dataset_folder(raw: Path, number: int, name: str) -> Path:
     """The folder DatasetNNN_Name among the raw datasets; PwmlError for a name that it cannot have."""
     folder = raw / f"Dataset{number:03d}_{name}"
-    if number < 0 or not FOLDER_NAME.fullmatch(folder.name):
+    if not FOLDER_NAME.fullmatch(folder.name):
         raise PwmlError(
             f"a dataset cannot be called {folder.name!r}: choose a number from 0 on and a name of letters, digits, - and _"
         )

@@ -18,7 +18,7 @@ from pwmlunet.data.parallel import name_case
 from pwmlunet.data.store import WayBack
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import make_folder, replacing
-from pwmlunet.inference.device import choose_device, keep_freed_memory, number_format
+from pwmlunet.inference.device import choose_device, keep_freed_memory, prediction_format
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.sliding_window import Window, predict_volume
@@ -64,7 +64,7 @@ class Predictor:
         self.device = choose_device(device)
         self.networks = [n.to(self.device) for n in networks or model.load(folds)]
         self.postprocessing = postprocessing or model.postprocessing
-        self.window = Window(model.configuration, flips, number_format(self.device, "auto"))
+        self.window = Window(model.configuration, flips, prediction_format(self.device))
         keep_freed_memory()
 
     def predict(

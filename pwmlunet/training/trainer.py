@@ -24,7 +24,7 @@ from pwmlunet.data.image import write_image
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.evaluate import CaseScores, score_case, summarise, write_summary
 from pwmlunet.files import make_folder
-from pwmlunet.inference.device import autocast, choose_device, keep_freed_memory, number_format
+from pwmlunet.inference.device import autocast, choose_device, keep_freed_memory, training_format
 from pwmlunet.inference.model import ALL, load_tensors, save_tensors
 from pwmlunet.inference.predictor import Predictor, write_probability
 from pwmlunet.networks.base import Batch, SegmentationNetwork
@@ -54,7 +54,7 @@ class FoldTrainer:
         self.run, self.fold, self.config = run, fold, run.config
         self.folder = make_folder(run.model.fold_folder(fold))
         self.device = choose_device(run.config.device)
-        self.dtype = number_format(self.device, run.config.precision)
+        self.dtype = training_format(self.device, run.config.precision)
         self.split = run.split(fold)
         self.criterion = parse_loss(run.config.loss)
         self.augmenter = Augmenter(run.config.augmentation)

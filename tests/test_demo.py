@@ -53,11 +53,11 @@ def test_lesions_are_as_small_and_as_bright_as_real_ones():
 
 
 @pytest.mark.parametrize("shape_zyx", [(1, 48, 48), (3, 50, 64), SMALL])
-def test_small_heads_have_room_for_six_lesions(shape_zyx):
+def test_small_heads_have_room_for_lesions(shape_zyx):
     for seed in range(5):
         image, mask, geometry = make_case(np.random.default_rng(seed), shape_zyx=shape_zyx, n_lesions=6)
         assert image.shape == mask.shape == geometry.shape_zyx == shape_zyx
-        assert len(lesions_by_slice(mask)) >= 3  # neighbours may touch
+        assert len(lesions_by_slice(mask)) >= shape_zyx[0]
         assert set(np.unique(mask)) == {0, 1}
 
 

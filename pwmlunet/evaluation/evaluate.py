@@ -157,7 +157,7 @@ def score_case(
 
 
 def summarise(cases: Sequence[CaseScores]) -> Summary:
-    """What the cases come to (evaluation.md, 1-3 and 6: rules for empty cases in `summary.json`)."""
+    """What the cases come to (the rules for empty cases stand in `summary.json`)."""
     if not cases:
         raise ValueError("there is nothing to summarise")
     labelled = [case for case in cases if case.n_labelled_slices]

@@ -40,7 +40,7 @@ class TridentConfig(DenseConfig):
 
 
 class Trident(DenseNetwork):
-    """The trident segmentation network TS-CNN (papers 000 and 001; `documentation/methods.md`).
+    """The trident segmentation network TS-CNN (Liu et al. 2019; `documentation/methods.md`).
 
     The encoder runs once for each slice, so its batch statistics are those of all B·Z slices. At every
     resolution the maps of T neighbouring slices are joined on channels, and the decoder makes one slice of

@@ -123,6 +123,10 @@ def extract_fingerprint(dataset: Dataset, workers: int) -> Fingerprint:
     for case in cases:
         if not case.n_labelled_slices:
             logger.warning("case %s: every voxel is labelled ignore; it cannot teach anything", case.name)
+    empty = [case.name for case in cases if case.n_labelled_slices and not case.lesions]
+    if empty:
+        shown = join(empty[:10]) + (", …" if len(empty) > 10 else "")
+        logger.info("%d cases have an empty mask and teach what is no lesion: %s", len(empty), shown)
     if not any(case.lesions for case in cases):
         raise PwmlError(f"{dataset.name}: no mask holds a lesion: there is nothing to learn from")
     if len({case.geometry.is_2d for case in cases}) > 1:

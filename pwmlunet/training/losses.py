@@ -105,7 +105,7 @@ def _self_balancing(logits: Tensor, target: Tensor, valid: Tensor, *, detached: 
     """Mean of β L1 + (1−β) L0 with β = 0.4 ΣL0 / (ΣL0 + ΣL1) + 0.5, one β for each target.
 
     The more of the loss comes from the background, the more weight lesions get (0.5 to 0.9). From the
-    authors' code: the formula in paper 001 has the prediction where the target belongs. Their
+    authors' code: the printed formula of Liu et al. 2019 has the prediction where the target belongs. Their
     ε = 1e-7 in the logarithms is not needed with logits.
     """
     logits, target, valid = _prepare(logits, target, valid)

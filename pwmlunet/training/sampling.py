@@ -144,11 +144,7 @@ class PatchShape:
 
 
 def cut(case: TrainingCase, location: Location, shape: PatchShape) -> tuple[Any, Any]:
-    """The image (C, T, Y, X) and mask (1, Y, X) of a patch; slices beyond the ends repeat the last one.
-
-    Raises:
-        PwmlError: the case's file cannot be read.
-    """
+    """The image (C, T, Y, X) and mask (1, Y, X) of a patch; slices beyond the ends repeat the last one."""
     offsets = (np.arange(shape.n_slices) - shape.n_slices // 2) * shape.slice_step
     slices = np.clip(location.z + offsets, 0, case.mask.shape[0] - 1)
     rows = [location.y, location.y + shape.size_yx[0]]
@@ -192,19 +188,17 @@ class PatchLoader(SlimDataLoaderBase):  # type: ignore[misc]
         if self.next_batch is None:
             self.next_batch = self.first_batch + self.thread_id
         rng = np.random.default_rng([self.seed, self.next_batch])
+        self.next_batch += self.number_of_threads_in_multithreaded
         locations = self.sampler.draw(self.batch_size, rng)
         patches = [cut(self._data[at.case], at, self.shape) for at in locations]
-        batch = {
+        return {
             "image": _stack([image for image, _ in patches]),
             "mask": _stack([mask for _, mask in patches]),
             "where": [
                 f"case {self._data[at.case].name}, slice {at.z}, row {at.y}, column {at.x}"
                 for at in locations
             ],
-            "index": self.next_batch,
         }
-        self.next_batch += self.number_of_threads_in_multithreaded
-        return batch
 
 
 def _stack(arrays: Sequence[Any]) -> Any:

@@ -172,26 +172,31 @@ class FoldTrainer:
         return [_hold(case, self.device) for case in cases]
 
     def _batches(self, cases: Sequence[TrainingCase]) -> Iterator[dict[str, Any]]:
-        configuration, config = self.run.model.configuration, self.config
-        shape = PatchShape(
-            configuration.patch_size_yx, configuration.network.n_slices, configuration.slice_step
-        )
-        sampler = PatchSampler(cases, configuration.patch_size_yx, config.lesion_share)
+        """Batches from the current step on, drawn by worker processes where asked for and while they live."""
         held_on_card = isinstance(cases[0].image, Tensor)
-        workers = 0 if held_on_card else config.workers
-        loader = PatchLoader(
-            sampler,
-            shape,
-            batch_size=config.batch_size or configuration.batch_size,
+        if self.config.workers and not held_on_card:
+            workers = self.config.workers
+            seeds = [self.seed + worker for worker in range(workers)]
+            pin = self.device.type == "cuda"
+            try:
+                yield from MultiThreadedAugmenter(
+                    self._loader(cases, workers), None, workers, seeds=seeds, pin_memory=pin
+                )
+            except RuntimeError as error:
+                logger.warning("%s Patches are drawn in this process from now on.", error)
+        yield from SingleThreadedAugmenter(self._loader(cases, 0), None)
+
+    def _loader(self, cases: Sequence[TrainingCase], workers: int) -> PatchLoader:
+        configuration = self.run.model.configuration
+        patch = configuration.patch_size_yx
+        return PatchLoader(
+            PatchSampler(cases, patch, self.config.lesion_share),
+            PatchShape(patch, configuration.network.n_slices, configuration.slice_step),
+            batch_size=self.config.batch_size or configuration.batch_size,
             seed=self.seed,
             first_batch=self.step,
             workers=workers,
         )
-        if not workers:
-            return iter(SingleThreadedAugmenter(loader, None))
-        seeds = [self.seed + worker for worker in range(workers)]
-        pin = self.device.type == "cuda"
-        return iter(MultiThreadedAugmenter(loader, None, workers, seeds=seeds, pin_memory=pin))
 
     def _losses(self) -> Callable[[Batch], dict[str, Tensor]]:
         """The network's losses, through torch.compile where a trial of it succeeds."""
@@ -349,22 +354,29 @@ class _Losses(nn.Module):
 
 
 class _Stop:
-    asked = False
+    """Notes the first signal; a second one is handled as before."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def _stopping_on_signals() -> Iterator[_Stop]:
-    """An object that knows whether SIGTERM or SIGINT came; a second one is handled as before."""
+    """An object that knows whether SIGTERM or SIGINT came."""
     stop = _Stop()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        stop.restore()
 
 
 def make_optimiser(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -1,3 +1,5 @@
+import errno
+import gzip
 import json
 import os
 from pathlib import Path
@@ -333,7 +335,7 @@ def describe(folder: Path, **changes: Any) -> None:
     ]
     content = {
         "modality": {"0": "FLAIR", "1": "T1"},
-        "labels": {"0": "background", "2": "core", "1": "edema"},
+        "labels": {"0": "Background", "2": "core", "1": "edema"},
         "numTraining": 2,
         "training": [
             *cases,
@@ -367,7 +369,9 @@ def test_a_task_becomes_a_dataset_with_a_file_per_channel(task: Path) -> None:
 
 
 def test_a_task_of_one_channel_is_copied_and_other_formats_are_written_anew(task: Path) -> None:
-    write_channels(task / "imagesTr" / "BRAIN_001.nii.gz", 1)
+    path = task / "imagesTr" / "BRAIN_001.nii.gz"
+    write_channels(path, 1)
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
     write_channels(task / "imagesTr" / "BRAIN_002.nii", 1)
     cases = [
         {"image": f"imagesTr/{n}", "label": "labelsTr/BRAIN_001.nii.gz"}
@@ -378,8 +382,8 @@ def test_a_task_of_one_channel_is_copied_and_other_formats_are_written_anew(task
     assert dataset.name == "Dataset009_Mine"
     for case in dataset.cases:
         assert read_image(case.images[0]).geometry.differences(GEOMETRY) == []
-    original = (task / "imagesTr" / "BRAIN_001.nii.gz").read_bytes()
-    assert dataset.cases[0].images[0].read_bytes() == original
+    assert dataset.cases[0].images[0].read_bytes() == path.read_bytes()
+    assert dataset.cases[1].images[0].read_bytes()[:2] == b"\x1f\x8b"  # gzip
     assert not (dataset.folder / "imagesTs").exists()
 
 
@@ -409,6 +413,14 @@ def test_missing_damaged_and_wrong_files_of_a_task_are_told_at_once(task: Path) 
 def test_a_wrong_dataset_json_of_a_task_is_told(task: Path, changes: dict[str, Any], words: str) -> None:
     describe(task, **changes)
     assert words in msd_complaint(task)
+
+
+def test_a_full_disk_while_copying_is_told(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr("shutil.copyfile", fail)
+    assert "Dataset004_Brain: the disk is full" in msd_complaint(task)
 
 
 def test_a_folder_that_is_no_task_is_told(task: Path, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_plain_labels_encode_decode_and_validity() -> None:
     assert not two.are_regions
     probability = np.array([0.9, 0.6, 0.1, 0.5, 0.2, 0.8, 0.9, 0.4]).reshape(2, 1, 1, 4)
     np.testing.assert_array_equal(two.decode(probability, 0.5)[0, 0], [2, 1, 1, 0])
-    np.testing.assert_array_equal(two.decode(probability, 0.45)[0, 0], [2, 1, 1, 2])
+    np.testing.assert_array_equal(two.decode(probability, 0.15)[0, 0], [2, 1, 1, 2])
 
 
 def test_a_single_label_is_decoded_by_the_threshold_alone() -> None:

@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,10 @@ def _command(function: Callable[[argparse.Namespace], None]) -> Callable[[Callab
         @functools.wraps(parser)
         def main(arguments: Sequence[str] | None = None) -> None:
             parsed = parser().parse_args(arguments)
+            # Torch's threads wait asleep: spinning, as they do by default, triples a prediction on a busy machine.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+            logging.getLogger().handlers[0].setLevel(logging.INFO)  # a training's log file takes more
             try:
                 function(parsed)
             except PwmlError as error:
@@ -42,7 +46,12 @@ _print = print  # the closing lines of commands are what a user reads
 
 
 def _parser(name: str, description: str) -> Parser:
-    parser = Parser(prog=name, description=description, epilog="See documentation/commands.md for examples.")
+    parser = Parser(
+        prog=name,
+        description=description,
+        allow_abbrev=False,
+        epilog="See documentation/commands.md for examples.",
+    )
     parser.add_argument("--version", action="version", version=f"pwmlunet {__version__}")
     return parser
 
@@ -73,7 +82,7 @@ def _run_convert(arguments: argparse.Namespace) -> None:
             folder_of_dataset=dataset_folder(raw, arguments.dataset, arguments.name),
         )
     n_training, n_to_predict = len(converted.training), len(converted.to_predict)
-    _print(f"{n_training} cases to train on and {n_to_predict} to predict in {converted.folder}")
+    _print(f"{_cases(n_training)} to train on and {n_to_predict} to predict in {converted.folder}")
 
 
 @_command(_run_convert)
@@ -89,7 +98,7 @@ def convert() -> Parser:
     slices.add_argument("--dataset", type=int, required=True, help="number of the dataset")
     slices.add_argument("--name", required=True, help="name of the dataset")
     msd = layouts.add_parser("msd", help="a task of the Medical Segmentation Decathlon")
-    msd.add_argument("folder", type=Path)
+    msd.add_argument("folder", type=Path, help="folder of the task, with its dataset.json")
     msd.add_argument("--dataset", type=int, help="number of the dataset (default: the task's)")
     msd.add_argument("--name", help="name of the dataset (default: the task's)")
     return parser
@@ -118,7 +127,9 @@ def _run_plan(arguments: argparse.Namespace) -> None:
     for topic, words in rows:
         _print(f"  {topic:<{width}}  {words}")
     n_cases = len(prepared.fingerprint.cases)
-    _print(f"{prepared.n_made} of {n_cases} cases preprocessed now, plan in {prepared.folder / 'plan.json'}")
+    _print(
+        f"{prepared.n_made} of {_cases(n_cases)} preprocessed now, plan in {prepared.folder / 'plan.json'}"
+    )
 
 
 @_command(_run_plan)
@@ -168,8 +179,9 @@ def _run_train(arguments: argparse.Namespace) -> None:
         except TrainingStoppedError as error:
             _print(f"{error}; the same command goes on", file=sys.stderr)
             sys.exit(130)
-        _print(table(summarise(scores), scores))
-        _print(f"fold {fold} is trained: {run.model.fold_folder(fold)}")
+        if scores:
+            _print(table(summarise(scores), scores))
+        _print(f"fold {fold} is trained{'' if scores else ' already'}: {run.model.fold_folder(fold)}")
 
 
 def _recipe(arguments: argparse.Namespace) -> Any:
@@ -253,7 +265,7 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         flips=not arguments.no_flips,
         postprocessing=postprocessing,
     )
-    predict_folder(
+    n_predicted = predict_folder(
         predictor,
         cases,
         arguments.output,
@@ -261,7 +273,13 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         save_probabilities=arguments.save_probabilities,
         skip_existing=arguments.skip_existing,
     )
-    _print(f"{len(cases)} cases predicted by {len(predictor.networks)} networks of {model.folder}: {arguments.output}")  # fmt: skip
+    known = f", {len(cases) - n_predicted} were there already" if n_predicted < len(cases) else ""
+    networks = f"{len(predictor.networks)} network{'s'[: len(predictor.networks) != 1]}"
+    _print(f"{_cases(n_predicted)} predicted by {networks} of {model.folder}{known}: {arguments.output}")
+
+
+def _cases(n: int) -> str:
+    return f"{n} case{'s'[: n != 1]}"
 
 
 def _part(cases: Sequence[Any], part: str | None) -> Sequence[Any]:
@@ -285,7 +303,9 @@ def predict() -> Parser:
         "-c", "--configuration", help="run or configuration of the model (default: the only one)"
     )
     parser.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d and -c")
-    parser.add_argument("-f", "--folds", nargs="+", help="folds to average (default: all finished ones)")
+    parser.add_argument(
+        "-f", "--folds", nargs="+", help="folds to average (default: the finished numbered ones, else all)"
+    )
     parser.add_argument("--threshold", type=float, help="probability above which a voxel is lesion")
     parser.add_argument(
         "--save-probabilities", "--save_probabilities", action="store_true", help="also write CASE.npz"
@@ -319,7 +339,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
             arguments.reference, arguments.prediction, arguments.images, picture, labels=arguments.labels
         )
         _print(f"pictures in {picture}")
-    _print(f"scores of {len(scores)} cases in {path}")
+    _print(f"scores of {_cases(len(scores))} in {path}")
 
 
 @_command(_run_evaluate)
@@ -341,8 +361,6 @@ def evaluate() -> Parser:
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:
-    import os
-
     from pwmlunet.demo import write_dataset
 
     home: Path = arguments.folder

@@ -66,7 +66,7 @@ class _Frame:
     @property
     def unit(self) -> float:
         """Pixels that a length of 1 takes: thin layers neither vanish in small heads nor grow in large ones."""
-        return float(np.clip(self.half_width / _REAL_HALF_WIDTH, 0.5, 1.6))
+        return float(np.clip(self.half_width / _REAL_HALF_WIDTH, 0.35, 1.6))
 
     def to_path(self, *points: Point) -> Floats:
         """Pixels from a path through points (side, back), drawn in both hemispheres."""
@@ -183,7 +183,8 @@ def _to_fluid(rng: Generator, frame: _Frame) -> Floats:
     inside = frame.depth - 2.8 * unit
     folds = _noise(rng, inside.shape, 0.1 * half)
     slope = np.hypot(*np.gradient(folds, axis=(1, 2)))
-    reach = half * (0.22 + 0.06 * _noise(rng, inside.shape, 0.3 * half))  # how deep a sulcus goes
+    depth = 0.22 - 0.05 * frame.between(-1, 0.14) * np.clip(frame.back * 3, 0, 1)  # room beside the horns
+    reach = half * (depth + 0.05 * _noise(rng, inside.shape, 0.3 * half))  # how deep a sulcus goes
     sulci = np.hypot(np.abs(folds) / (slope + 1e-3), np.clip(inside - reach, 0, None))
     bridge = 0.42 * np.clip((0.5 - frame.level) / 0.2, 0, 1)  # the callosum joins the hemispheres below
     midline = np.hypot(frame.side, np.clip(bridge - np.abs(frame.back), 0, None)) * half
@@ -236,7 +237,7 @@ def _paint_deep_structures(frame: _Frame, signal: Floats) -> Floats:
         _blend(signal, fluid, _FLUID, levels)
     _blend(signal, 0.8 * unit - frame.to_path((0.19, 0.18), (0.22, 0.27)), _CHOROID, middle)
     _blend(signal, 0.8 * unit - frame.to_path((0.36, 0.39), (0.4, 0.46)), _CHOROID, low)
-    upper = np.maximum(bodies, -99 * (1 - middle))
+    upper = bodies - 99 * (1 - middle)
     lower = np.maximum.reduce([thalami + 2.5 * unit, horns, third, cistern]) - 99 * (1 - low)
     return np.asarray(-np.maximum(upper, lower), np.float32)
 
@@ -277,15 +278,16 @@ def _add_lesions(rng: Generator, frame: _Frame, head: Head, white: Floats, n_les
     """The head with lesions in one or two slices each, in the white matter around the ventricles."""
     relative_depth = frame.depth / frame.half_width
     around = frame.to_path((0.1, -0.36), (0.15, 0.0), (0.28, 0.4), (0.4, 0.62)) / frame.half_width
-    zone = (relative_depth > 0.33) & (around < 0.36) & (frame.side > 0.2) & (white > 0)
+    zone = (relative_depth > 0.3) & (around < 0.38) & (frame.side > 0.2) & (white > 0)
     room = np.where(zone if zone.any() else white > 0, white, -99)
     signal, mask = head.signal.copy(), head.mask.copy()
     for _ in range(n_lesions):
         size = int(np.clip(round(rng.lognormal(np.log(4), 0.6)), 1, 12))
         if room.max() <= 0:
             break
-        enough = min(2.2 + size**0.5, float(np.quantile(room[room > 0], 0.99)))
-        z, y, x = rng.choice(np.argwhere(room >= enough))
+        enough = min(1.9 + 0.8 * size**0.5, 0.75 * float(room.max()))  # pixels that keep it off the cortex
+        z = rng.choice(np.flatnonzero(room.max(axis=(1, 2)) >= enough))
+        y, x = rng.choice(np.argwhere(room[z] >= enough))
         contrast = _contrast(rng, size)
         beside = z + rng.choice([-1, 1])
         _add_spot(rng, signal[z], mask[z], centre_yx=(y, x), size=size, contrast=contrast)

@@ -75,12 +75,14 @@ def write_json(path: Path, content: Any) -> None:
 def _layout(content: Any, indent: str) -> str:
     inner = indent + "  "
     if isinstance(content, dict) and content:
-        rows = [f"{inner}{json.dumps(k)}: {_layout(v, inner)}" for k, v in content.items()]
+        rows = [
+            f"{inner}{json.dumps(k, ensure_ascii=False)}: {_layout(v, inner)}" for k, v in content.items()
+        ]
         return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
     if isinstance(content, list | tuple) and any(isinstance(v, dict | list | tuple) for v in content):
         rows = [inner + _layout(v, inner) for v in content]
         return "[\n" + ",\n".join(rows) + f"\n{indent}]"
-    return json.dumps(content, allow_nan=False)
+    return json.dumps(content, allow_nan=False, ensure_ascii=False)
 
 
 def read_json(path: Path) -> Any:

@@ -206,5 +206,5 @@ def write_image(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
                 raise OSError(errno.ENOSPC, "") from error
             raise PwmlError(f"cannot write {path}: ITK fails to store values of type {array.dtype} there") from error  # fmt: skip
         # on a full disk SimpleITK cuts a NIfTI file short and says nothing
-        if is_nifti(path) and find_damage(temporary):
+        if is_nifti(path) and find_damage(temporary, look_for_nan=False):
             raise OSError(errno.ENOSPC, "")

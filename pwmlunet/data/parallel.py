@@ -1,7 +1,7 @@
 """The same work for many cases: in threads, with progress, and no failure that hides the others."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -37,14 +37,17 @@ def map_cases(
     """
     results: list[Result] = []
     problems: list[str] = []
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
         futures = [pool.submit(function, case) for case in cases]
-        rows: Iterator[tuple[Case, int]] = zip(cases, range(len(cases)), strict=True)
-        for case, index in tqdm(rows, title, len(cases), leave=False, disable=len(cases) < 2):
+        rows = zip(cases, futures, strict=True)
+        for case, future in tqdm(rows, title, len(cases), leave=False, disable=len(cases) < 2):
             try:
-                results.append(futures[index].result())
+                results.append(future.result())
             except PwmlError as error:
                 problems.append(name_case(error, case.name))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C the cases in the queue need not be done
     return results, problems
 
 

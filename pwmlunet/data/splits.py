@@ -87,7 +87,7 @@ def _split(entry: Any, where: str) -> Split:
 def _check(split: Split, subject_of_case: Mapping[str, str], where: str) -> None:
     unknown = sorted({*split.train, *split.val} - set(subject_of_case))
     if unknown:
-        raise PwmlError(f"{where} names cases that are not preprocessed: {join(unknown)}")
+        raise PwmlError(f"{where} names cases that are not preprocessed ({join(unknown)}): correct it, or delete it to make new folds")  # fmt: skip
     train, val = ({subject_of_case[case] for case in part} for part in (split.train, split.val))
     if shared := sorted(train & val):
         raise PwmlError(

@@ -1,9 +1,11 @@
 """Preprocessed cases on disk: arrays that are read by region, and the way back to the scanner's grid."""
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,10 +118,8 @@ class CaseStore:
         try:
             image = np.load(folder / "image.npy", mmap_mode="r")
             mask = np.load(folder / "mask.npy", mmap_mode="r") if (folder / "mask.npy").is_file() else None
-        except (OSError, ValueError) as error:
-            raise PwmlError(
-                f"{folder} is damaged ({error}): delete it and run pwml_plan_and_preprocess"
-            ) from error
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(folder, error) from error
         return PreprocessedCase(facts, image, mask)
 
     def remove(self, name: str) -> None:
@@ -128,5 +128,13 @@ class CaseStore:
 
     def reference(self, name: str) -> NDArray[np.uint8]:
         """The case's mask on the grid of its own files."""
-        with np.load(self.folder / name / "reference.npz") as arrays:
-            return np.asarray(arrays["reference"])
+        path = self.folder / name / "reference.npz"
+        try:
+            with path.open("rb") as file, np.load(file) as arrays:
+                return np.asarray(arrays["reference"])
+        except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+            raise _damaged(path.parent, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> PwmlError:
+    return PwmlError(f"{folder} is damaged ({error}): delete it and run pwml_plan_and_preprocess")

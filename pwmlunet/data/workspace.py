@@ -65,7 +65,7 @@ def _datasets(parents: list[Path]) -> list[Path]:
 
 
 def _choose(identifier: str, folders: list[Path]) -> Path:
-    chosen = [folder for folder in folders if _is_called(folder, identifier)]
+    chosen = [folder for folder in folders if is_called(folder, identifier)]
     if len(chosen) > 1:
         raise PwmlError(
             f"dataset {identifier!r} means several folders ({join(chosen)}): rename one, or give the full name"
@@ -77,7 +77,8 @@ def _choose(identifier: str, folders: list[Path]) -> Path:
     return chosen[0]
 
 
-def _is_called(folder: Path, identifier: str) -> bool:
+def is_called(folder: Path, identifier: str) -> bool:
+    """Whether a number, a full or a short name means a folder DatasetNNN_Name."""
     number, name = FOLDER_NAME.fullmatch(folder.name).groups()  # type: ignore[union-attr]
     if identifier.isdecimal():
         return int(number) == int(identifier)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from pwmlunet.config import did_you_mean, join
-from pwmlunet.data.dataset import Labels
-from pwmlunet.data.workspace import Workspace
+from pwmlunet.data.dataset import FOLDER_NAME, Labels
+from pwmlunet.data.workspace import Workspace, is_called
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import read_json, replacing
 from pwmlunet.inference.postprocessing import Postprocessing
@@ -44,6 +44,8 @@ class TrainedModel:
         plan = Plan.read(folder / "plan.json")
         recipe = read_json(folder / "training.json")
         chosen = recipe.get("configuration") if isinstance(recipe, dict) else None
+        if not isinstance(chosen, str):
+            raise PwmlError(f"{folder / 'training.json'} names no configuration: copy the model again")
         _, configuration = plan.configuration(chosen)
         postprocessing = folder / "postprocessing.json"
         return cls(
@@ -82,7 +84,7 @@ class TrainedModel:
         missing = [fold for fold in chosen if fold not in finished]
         if missing or not chosen:
             raise PwmlError(
-                f"{self.folder}: fold {join(missing) or 'none'} is not trained to its end (finished: {join(finished) or 'none'}): run pwml_train"
+                f"{self.folder} has no finished fold {join(missing)} (finished: {join(finished) or 'none'}): run pwml_train"
             )
         return [self._load_fold(fold) for fold in chosen]
 
@@ -91,7 +93,7 @@ class TrainedModel:
         network = self.build()
         try:
             network.load_state_dict(load_tensors(path))
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise PwmlError(
                 f"{path} belongs to another network than plan.json describes: train again"
             ) from error
@@ -127,18 +129,12 @@ def find_model(workspace: Workspace, dataset: str | None, run: str | None) -> Tr
     Raises:
         PwmlError: there is none, or several: they are listed.
     """
-    folders = [p.parent for p in sorted(workspace.results.glob("Dataset*/*/training.json"))]
+    folders = [p.parent for p in sorted(workspace.results.glob("*/*/training.json"))]
+    folders = [folder for folder in folders if FOLDER_NAME.fullmatch(folder.parent.name)]
     models = [folder for folder in folders if any(folder.glob("fold_*/weights.pt"))]
     if dataset is not None:
         known = {model.parent.name for model in models}
-        number = dataset.zfill(3) if dataset.isdecimal() else None
-        models = [
-            m
-            for m in models
-            if m.parent.name == dataset
-            or m.parent.name.split("_", 1)[-1] == dataset
-            or (number and m.parent.name.split("_")[0] == f"Dataset{number}")
-        ]
+        models = [model for model in models if is_called(model.parent, dataset)]
         if not models:
             raise PwmlError(f"no trained model of dataset {dataset!r}{did_you_mean(dataset, known)}")
     if run is not None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pwmlunet.config import Config
 from pwmlunet.data.dataset import Labels
+from pwmlunet.evaluation.lesions import find_lesions
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Postprocessing(Config):
         fewest = int(np.ceil(self.smallest_lesion_mm3 / np.prod(spacing_zyx_mm) - 1e-6))
         if fewest <= 1:
             return mask
-        import cc3d
-
-        kept = cc3d.dust(mask, threshold=fewest, connectivity=26)
-        return np.asarray(kept, np.uint8)
+        for target in labels.targets:
+            components, _ = find_lesions(mask == target.written_as)
+            is_small = np.bincount(components.ravel()) < fewest
+            is_small[0] = False
+            mask[is_small[components]] = 0
+        return mask

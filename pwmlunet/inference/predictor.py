@@ -78,6 +78,8 @@ class Predictor:
 
         Either the spacing or the whole geometry is given; only the spacing influences the result.
         """
+        if array.ndim not in (3, 4):
+            raise ValueError(f"an image is (Z, Y, X) or (C, Z, Y, X), not {array.shape}")
         channels = list(array if array.ndim == 4 else array[None])
         if geometry is None:
             if spacing_zyx_mm is None:
@@ -134,8 +136,10 @@ def predict_folder(
     file_ending: str,
     save_probabilities: bool = False,
     skip_existing: bool = False,
-) -> None:
-    """Writes a mask for each case, and its probabilities where asked for; a failed case does not stop the others.
+) -> int:
+    """Writes a mask for each case, and its probabilities where asked for; how many were predicted.
+
+    A failed case does not stop the others.
 
     Raises:
         PwmlError: the cases that failed, each with its reason.
@@ -153,6 +157,7 @@ def predict_folder(
             problems.append(name_case(error, case.name))
     if problems:
         raise PwmlError.listing(f"{len(problems)} of {len(todo)} cases failed, the others are done", problems)
+    return len(todo)
 
 
 def write_probability(path: Path, probability: NDArray[np.float32]) -> None:

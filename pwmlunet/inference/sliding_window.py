@@ -11,7 +11,7 @@ from pwmlunet.inference.device import autocast
 from pwmlunet.networks.base import SegmentationNetwork
 from pwmlunet.planning.plan import Configuration
 
-_VOXELS_A_PASS = {"cpu": 2**19, "cuda": 2**22}
+_VOXELS_A_PASS = {"cpu": 2**18, "cuda": 2**22}
 _FLIPS = ((), (-1,), (-2,), (-2, -1))
 
 
@@ -37,11 +37,9 @@ def predict_volume(
     configuration = window.configuration
     stride = configuration.network.stride
     rows, columns = image.shape[-2:]
-    padded = pad(image[None], (0, -columns % stride, 0, -rows % stride), mode="replicate")[0] if (
-        rows % stride or columns % stride
-    ) else image  # fmt: skip
+    padded = pad(image, (0, -columns % stride, 0, -rows % stride), mode="replicate")
     result: Tensor | None = None
-    for outputs, inputs in _runs(image.shape[1], configuration, _slices_a_pass(padded, window, device)):
+    for outputs, inputs in _runs(image.shape[1], configuration, _slices_a_pass(padded, device)):
         part = padded[:, inputs].to(device, non_blocking=True)
         total = sum((_predict_run(network, part, window) for network in networks), torch.zeros(()))
         probability = (total / len(networks)).cpu()
@@ -52,9 +50,9 @@ def predict_volume(
     return result[..., :rows, :columns]
 
 
-def _slices_a_pass(image: Tensor, window: Window, device: torch.device) -> int:
-    voxels = image.shape[-2] * image.shape[-1] * (len(_FLIPS) if window.flips else 1)
-    return max(1, _VOXELS_A_PASS.get(device.type, 2**19) // voxels)
+def _slices_a_pass(image: Tensor, device: torch.device) -> int:
+    voxels = image.shape[-2] * image.shape[-1]
+    return max(1, _VOXELS_A_PASS.get(device.type, 2**18) // voxels)
 
 
 def _runs(n_slices: int, configuration: Configuration, most: int) -> Iterator[tuple[list[int], list[int]]]:
@@ -70,13 +68,18 @@ def _runs(n_slices: int, configuration: Configuration, most: int) -> Iterator[tu
 
 
 def _predict_run(network: SegmentationNetwork, part: Tensor, window: Window) -> Tensor:
-    """Probabilities (K, Z', Y, X) for (C, Z, Y, X), with all flips in one batch."""
+    """Probabilities (K, Z', Y, X) for (C, Z, Y, X).
+
+    One flip at a time: a batch of all four would leave room for a quarter of the slices, and a trident pays
+    for T − 1 more slices in each pass.
+    """
     flips = _FLIPS if window.flips else _FLIPS[:1]
-    batch = torch.stack([part.flip(axes) for axes in flips])
-    with autocast(part.device, window.dtype):
-        probability = _segment(network, batch, window.configuration)
-    unflipped = [p.flip(axes) for p, axes in zip(probability.float(), flips, strict=True)]
-    return torch.stack(unflipped).mean(0)
+    total = torch.zeros(())
+    for axes in flips:
+        with autocast(part.device, window.dtype):
+            probability = _segment(network, part[None].flip(axes), window.configuration)
+        total = total + probability[0].float().flip(axes)
+    return total / len(flips)
 
 
 def _segment(network: SegmentationNetwork, batch: Tensor, configuration: Configuration) -> Tensor:

@@ -15,7 +15,7 @@ def foreground(volume: NDArray[Any]) -> NDArray[np.bool_]:
     """Where the head or body lies in a volume (Z, Y, X): its largest bright piece, holes filled by slice.
 
     The threshold is half of Otsu's, on slices smoothed over 3 × 3 pixels: scan noise stays below it and
-    dim tissue above. On the public slices of Liu et al. 2019 the box of this mask is 0 to 3 pixels larger
+    dim tissue above. On the public slices of Liu et al. 2019 the box of this mask is 1 to 4 pixels larger
     on each side than the authors' crop (rows and columns that sum to more than 1024).
     """
     smooth = ndimage.uniform_filter(volume.astype(np.float32, copy=False), (0, 3, 3))

@@ -14,6 +14,7 @@ from pwmlunet.data.dataset import CaseFiles, Dataset, Labels
 from pwmlunet.data.image import Geometry
 from pwmlunet.data.parallel import map_cases
 from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.lesions import find_lesions
 from pwmlunet.planning.cropping import Box, box_of, foreground
 from pwmlunet.planning.preprocessing import read_case
 
@@ -34,8 +35,8 @@ class LesionFacts(Config):
     """Its volume; mm² for a 2-D image."""
     extent_zyx: tuple[int, int, int]
     """Voxels along each of the file's axes."""
-    diameter_voxels: float
-    """Diameter of the disc with the area of its largest slice along z."""
+    diameter_zyx_voxels: tuple[float, float, float]
+    """Diameter of the disc with the area of its largest slice along each of the file's axes."""
     contrast: float
     """Its mean over the mean of a ring three pixels wide around it, in channel 0."""
 
@@ -172,7 +173,7 @@ def _lesions(
 ) -> Iterator[LesionFacts]:
     import cc3d
 
-    labelled, n_lesions = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    labelled, n_lesions = find_lesions(mask)
     if not n_lesions:
         return
     statistics = cc3d.statistics(labelled)
@@ -183,11 +184,9 @@ def _lesions(
         lesion = labelled[around] == index
         n_voxels = int(statistics["voxel_counts"][index])
         extent = (box[0][1] - box[0][0], box[1][1] - box[1][0], box[2][1] - box[2][0])
-        largest_area = int(lesion.sum((1, 2)).max())
+        z, y, x = (2 * float(np.sqrt(lesion.sum(plane).max() / np.pi)) for plane in ((1, 2), (0, 2), (0, 1)))
         contrast = _contrast(lesion, mask[around], image[around])
-        yield LesionFacts(
-            target, n_voxels, n_voxels * voxel_mm3, extent, 2 * float(np.sqrt(largest_area / np.pi)), contrast
-        )
+        yield LesionFacts(target, n_voxels, n_voxels * voxel_mm3, extent, (z, y, x), contrast)
 
 
 def _contrast(lesion: NDArray[np.bool_], any_lesion: NDArray[np.bool_], image: NDArray[np.float32]) -> float:

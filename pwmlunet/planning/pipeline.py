@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import cc3d
 import numpy as np
 import torch
 
@@ -15,6 +14,7 @@ from pwmlunet.data.splits import make_splits, read_splits, write_splits
 from pwmlunet.data.store import CaseStore, PreprocessedCase
 from pwmlunet.data.workspace import Workspace
 from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.lesions import find_lesions
 from pwmlunet.files import write_json
 from pwmlunet.planning.fingerprint import Fingerprint, extract_fingerprint
 from pwmlunet.planning.plan import Plan, write_plan
@@ -66,6 +66,8 @@ def plan_and_preprocess(
 def _plan(folder: Path, fingerprint: Fingerprint, memory_gb: float | None, replan: bool) -> Plan:
     path, known = folder / "plan.json", folder / "fingerprint.json"
     if path.is_file() and not replan and known.is_file() and Fingerprint.read(known) == fingerprint:
+        if memory_gb is not None:
+            raise PwmlError(f"{path} is there already and --memory-gb asks for another plan: add --replan")
         logger.info("the plan in %s is kept (--replan makes a new one)", path)
         return Plan.read(path)
     plan = make_plan(fingerprint, Budget.find(memory_gb))
@@ -79,6 +81,8 @@ def _plan(folder: Path, fingerprint: Fingerprint, memory_gb: float | None, repla
 def _preprocess(dataset: Dataset, store: CaseStore, preparation: Preparation, workers: int) -> int:
     todo = [case for case in dataset.cases if not _is_done(store, case, preparation)]
     names = {case.name for case in dataset.cases}
+    for case in todo:  # one that fails now must not leave its old self to train with
+        store.remove(case.name)
 
     def prepare_and_keep(files: CaseFiles) -> None:
         case = preprocess_case(files, dataset.labels, preparation)
@@ -109,8 +113,8 @@ def lost_lesions(case: PreprocessedCase, labels: Labels) -> int:
     returned = restore(targets, case.facts.way_back).numpy() > 0.5
     lost = 0
     for there, back in zip(labels.encode(case.reference), returned, strict=True):
-        components = cc3d.connected_components(there, connectivity=26)
-        lost += int(components.max(initial=0)) - len(np.setdiff1d(np.unique(components[back]), [0]))
+        components, n_lesions = find_lesions(there)
+        lost += n_lesions - len(np.setdiff1d(np.unique(components[back]), [0]))
     return lost
 
 

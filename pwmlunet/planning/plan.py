@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pwmlunet.config import Config, did_you_mean, join
-from pwmlunet.data.dataset import Labels
+from pwmlunet.data.dataset import Labels, read_dataset_json
 from pwmlunet.errors import PwmlError
-from pwmlunet.files import read_json, write_json
+from pwmlunet.files import write_json
 from pwmlunet.networks.base import NetworkConfig
 from pwmlunet.planning.fingerprint import ChannelFacts
 from pwmlunet.planning.preprocessing import Preparation
@@ -119,7 +119,7 @@ def _inherit(name: str, raw: Mapping[str, Any], where: str, children: tuple[str,
     own = raw[name]
     if not isinstance(own, Mapping) or "inherits" not in own:
         return own
-    parent = own["inherits"]
+    parent = str(own["inherits"])
     if parent not in raw:
         raise PwmlError(
             f"{where}: configuration {name!r} inherits from {parent!r}{did_you_mean(parent, raw)}"
@@ -169,5 +169,5 @@ def write_plan(path: Path, plan: Plan, parents: Mapping[str, str]) -> None:
 
 def read_labels(path: Path) -> Labels:
     """The labels in a dataset.json that was checked when the dataset was planned."""
-    content = read_json(path)
+    content = read_dataset_json(path)
     return Labels.from_json(content["labels"], content.get("regions_class_order"), str(path))

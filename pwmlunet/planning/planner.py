@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pwmlunet.data.store import Axis
+from pwmlunet.data.store import Axis, slice_order
 from pwmlunet.errors import PwmlError
 from pwmlunet.networks.base import DenseConfig
 from pwmlunet.networks.trident import TridentConfig
@@ -25,7 +25,7 @@ _LITTLE_OF_THE_FIELD = 0.75
 _PAPER_SIDE = 256  # Liu et al. 2019
 _MOST_ENLARGEMENT = 2.5  # beyond it interpolation adds cost and no detail
 _PAPER_BATCH = 8  # Liu et al. 2019
-_NEIGHBOURS_WITHIN_MM = 4.5  # farther slices show other anatomy (6 mm FLAIR: seed of T = 1)
+_NEIGHBOURS_WITHIN_MM = 4.5  # slices farther apart show other anatomy
 _WIDTHS = (64, 48, 32, 24, 16, 12, 8)
 _CPU_WIDTHS = (8,)
 _GB = 1e9
@@ -60,7 +60,7 @@ def make_plan(fingerprint: Fingerprint, budget: Budget) -> Plan:
     """
     rules = _Rules(fingerprint, budget)
     preparation = rules.preparation()
-    n_slices, step = rules.neighbours(preparation)
+    n_slices, step = rules.neighbours()
     patch = rules.patch(preparation)
     n_stages = rules.n_stages(preparation)
     trident = TridentConfig(n_slices=max(3, n_slices), n_stages=n_stages)
@@ -94,23 +94,26 @@ class _Rules:
         self.decisions: list[Decision] = []
         self.median_voxels = float(np.median([lesion.n_voxels for lesion in fingerprint.lesions]))
         self.spacing_zyx_mm = np.median([c.geometry.spacing_zyx_mm for c in fingerprint.cases], axis=0)
+        self.slice_axis = self._slice_axis()
+        self.through, *self.in_plane = slice_order(self.slice_axis)  # of the file's axes z, y, x
 
     def decide(self, topic: str, choice: str, reason: str) -> None:
         self.decisions.append(Decision(topic, choice, reason))
 
     def preparation(self) -> Preparation:
-        axis = self._slice_axis()
         normalisation = ("zscore_head",) * len(self.fingerprint.channel_names)
         self.decide("intensities", "z-score in the head", "scanners scale T1 and FLAIR freely; the head's own mean and spread do not depend on the field of view")  # fmt: skip
         share = float(np.median([self._head_side(i) / self._field_side(i) for i in range(self.n_cases)]))
         self.decide("through slices", "never resampled", "slices of other thickness stay as they are; interpolating between them would smear a lesion of one slice")  # fmt: skip
         if share >= _LITTLE_OF_THE_FIELD:
             self.decide("crop", "box of what is not background", f"the head fills {share:.0%} of the field")
-            return Preparation(axis, "nonzero", normalisation, spacing_yx_mm=self._common_spacing())
+            return Preparation(
+                self.slice_axis, "nonzero", normalisation, spacing_yx_mm=self._common_spacing()
+            )
         side = self._grid_side()
         enlarged = side / float(np.median([self._head_side(i) for i in range(self.n_cases)]))
         self.decide("crop", f"square around the head, resized to {side} × {side}", f"the head fills {share:.0%} of the field: enlarging it {enlarged:.1f} × lets a network of few poolings see a lesion of {self.median_voxels:g} voxels")  # fmt: skip
-        return Preparation(axis, "head_square", normalisation, long_side=side)
+        return Preparation(self.slice_axis, "head_square", normalisation, long_side=side)
 
     @property
     def n_cases(self) -> int:
@@ -130,11 +133,11 @@ class _Rules:
         return axis
 
     def _head_side(self, index: int) -> int:
-        _, (y0, y1), (x0, x1) = self.fingerprint.cases[index].head_box_zyx
-        return max(y1 - y0, x1 - x0)
+        box = self.fingerprint.cases[index].head_box_zyx
+        return max(box[i][1] - box[i][0] for i in self.in_plane)
 
     def _field_side(self, index: int) -> int:
-        return max(self.fingerprint.cases[index].geometry.shape_zyx[1:])
+        return max(self.fingerprint.cases[index].geometry.shape_zyx[i] for i in self.in_plane)
 
     def _grid_side(self) -> int:
         """256 as in the paper, never coarser than the largest head's own pixels where lesions are tiny."""
@@ -145,7 +148,7 @@ class _Rules:
         return math.ceil(side / 32) * 32
 
     def _common_spacing(self) -> tuple[float, float] | None:
-        spacings = np.array([c.geometry.spacing_zyx_mm[1:] for c in self.fingerprint.cases])
+        spacings = np.array([c.geometry.spacing_zyx_mm for c in self.fingerprint.cases])[:, self.in_plane]
         if np.ptp(spacings, axis=0).max() <= 0.1 * spacings.mean():
             self.decide("in-plane grid", "native", "all cases have nearly the same spacing")
             return None
@@ -157,14 +160,16 @@ class _Rules:
 
     def scale(self, preparation: Preparation) -> float:
         """Grid pixels for a pixel of the median case."""
+        if preparation.spacing_yx_mm is not None:
+            return float(np.mean(self.spacing_zyx_mm[self.in_plane] / preparation.spacing_yx_mm))
         if preparation.long_side is None:
             return 1.0
         side = float(np.median([self._head_side(i) for i in range(self.n_cases)]))
         return preparation.long_side / (side * (1 + 2 * preparation.margin))
 
-    def neighbours(self, preparation: Preparation) -> tuple[int, int]:
+    def neighbours(self) -> tuple[int, int]:
         """T and its step, from the slice spacing and how far lesions reach through slices."""
-        axis = "zyx".index(preparation.slice_axis)
+        axis = self.through
         spacing = float(self.spacing_zyx_mm[axis])
         extent = float(np.median([lesion.extent_zyx[axis] for lesion in self.fingerprint.lesions]))
         if max(c.geometry.shape_zyx[axis] for c in self.fingerprint.cases) == 1:
@@ -184,14 +189,18 @@ class _Rules:
             sides = [preparation.long_side, preparation.long_side]
         else:
             boxes = [case.head_box_zyx for case in self.fingerprint.cases]
-            sides = [int(np.median([b[i][1] - b[i][0] for b in boxes])) for i in (1, 2)]
+            scale = self.scale(preparation)
+            sides = [
+                round(scale * float(np.median([b[i][1] - b[i][0] for b in boxes]))) for i in self.in_plane
+            ]
         y, x = (max(96, min(192, round(side / 2 / 32) * 32)) for side in sides)
-        self.decide("patch", f"{y} × {x}", f"half of the {sides[0]} × {sides[1]} grid: lesions fill more of it, and half of the patches hold none")  # fmt: skip
+        self.decide("patch", f"{y} × {x}", f"half of the {sides[0]} × {sides[1]} grid: lesions fill more of it, and an encoder sees fewer pixels that teach nothing")  # fmt: skip
         return y, x
 
     def n_stages(self, preparation: Preparation) -> int:
         """The deepest stride stays under twice a lesion's diameter, and sees at least 8 pixels at once."""
-        diameter = float(np.median([lesion.diameter_voxels for lesion in self.fingerprint.lesions]))
+        diameters = [lesion.diameter_zyx_voxels[self.through] for lesion in self.fingerprint.lesions]
+        diameter = float(np.median(diameters))
         on_grid = diameter * self.scale(preparation)
         stride = min(32, max(8, 2 ** math.floor(math.log2(max(1.0, 2 * on_grid)))))
         self.decide("depth", f"deepest stride {stride}", f"a lesion is {on_grid:.1f} pixels wide on the grid; more poolings would only dilute it")  # fmt: skip

@@ -111,8 +111,8 @@ def _mask_problems(mask: Image, image: Image, labels: Labels) -> list[str]:
     if differences := mask.geometry.differences(image.geometry):
         problems.append(f"its mask lies on another grid than its image ({differences[0]}): resample it")
     values = np.unique(mask.array)
-    if mask.array.dtype.kind == "f" and not np.array_equal(values, np.rint(values)):
-        problems.append("its mask holds fractions: write whole label values")
+    if mask.array.dtype.kind == "f" and not (np.isfinite(values) & (values == np.rint(values))).all():
+        problems.append("its mask holds fractions or NaN: write whole label values")
     elif unknown := sorted({int(v) for v in values} - labels.known_values):
         problems.append(f"its mask holds labels that dataset.json does not name ({join(unknown)}): name or remove them")  # fmt: skip
     return problems

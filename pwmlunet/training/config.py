@@ -1,7 +1,7 @@
 """TrainingConfig: the recipe of a training."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from pwmlunet.config import Config
@@ -25,7 +25,7 @@ class AugmentationConfig(Config):
     elastic_probability: float = 0.2
     """Share of patches that are deformed smoothly."""
     elastic_pixels: float = 3.0
-    """Standard deviation of the displacement, on a coarse grid of 1/16 of the patch."""
+    """Standard deviation of the displacement, which is drawn every 16 pixels and smooth between."""
     brightness_probability: float = 0.5
     """Share of patches whose intensities are shifted."""
     brightness: float = 0.2
@@ -52,6 +52,17 @@ class AugmentationConfig(Config):
     """Smallest and largest factor."""
     paste_probability: float = 0.0
     """Share of lesion-free patches into which another patch's lesion is pasted."""
+
+    def problems(self) -> Iterator[str]:
+        """Values outside their range."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name.endswith("_probability") and not 0 <= value <= 1:
+                yield f"{item.name} must be between 0 and 1, not {value}"
+        for name in ("scaling", "contrast", "gamma", "blur_pixels", "low_resolution"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                yield f"{name} must be two positive numbers, the smaller one first, not {low}, {high}"
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,8 @@ class TrainingConfig(Config):
             yield f"batch_size must be at least 1, not {self.batch_size}"
         if self.learning_rate <= 0:
             yield f"learning_rate must be positive, not {self.learning_rate}"
+        if self.weight_decay < 0 or self.gradient_norm < 0:
+            yield "weight_decay and gradient_norm cannot be negative"
         if not 0 <= self.lesion_share <= 1:
             yield f"lesion_share must be between 0 and 1, not {self.lesion_share}"
         if not 0 <= self.weight_average < 1:

@@ -22,8 +22,10 @@ def keep_metrics(path: Path, epochs: int) -> list[dict[str, float]]:
     """The first lines of metrics.jsonl; later ones, of a run that stopped before it was saved, are dropped."""
     if not path.is_file():
         return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    kept = [row for row in rows if row["epoch"] <= epochs]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if lines and not lines[-1].endswith("}"):  # the run was killed while it wrote
+        lines.pop()
+    kept = [row for row in map(json.loads, lines) if row["epoch"] <= epochs]
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     return kept

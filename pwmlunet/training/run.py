@@ -39,12 +39,10 @@ class Run:
         if fold == ALL:
             names = tuple(self.store.names())
             return Split(names, names)
-        n_folds = len(self.splits or ())
-        if not fold.isdecimal() or int(fold) >= n_folds:
-            known = join([*range(n_folds), ALL])
-            raise PwmlError(f"unknown fold {fold!r} (known: {known})")
-        assert self.splits is not None
-        return self.splits[int(fold)]
+        folds = {str(number): split for number, split in enumerate(self.splits or ())}
+        if fold not in folds:
+            raise PwmlError(f"unknown fold {fold!r} (known: {join([*folds, ALL])})")
+        return folds[fold]
 
 
 def open_run(workspace: Workspace, dataset: str, config: TrainingConfig, name: str | None) -> Run:
@@ -82,7 +80,7 @@ def _begin(folder: Path, prepared: Path, plan: Plan, config: TrainingConfig) -> 
             for f in fields(config)
             if f.name not in _MAY_CHANGE and getattr(known, f.name) != getattr(config, f.name)
         ]
-        if Plan.read(folder / "plan.json") != plan:
+        if not _same_plan(Plan.read(folder / "plan.json"), plan, config.configuration):
             differing.append("another plan.json")
         if differing:
             raise PwmlError(f"{folder} was begun with {join(differing)}: name another run with --run, or delete it")  # fmt: skip
@@ -91,3 +89,11 @@ def _begin(folder: Path, prepared: Path, plan: Plan, config: TrainingConfig) -> 
         (folder / "dataset.json").write_bytes((prepared / "dataset.json").read_bytes())
         Postprocessing().write(folder / "postprocessing.json")
     config.write(path)
+
+
+def _same_plan(known: Plan, plan: Plan, configuration: str) -> bool:
+    """Whether two plans mean the same to a configuration; others may have come and gone."""
+    if configuration not in known.configurations:
+        return False
+    before, now = known.configurations[configuration], plan.configurations[configuration]
+    return before == now and known.preparations[before.preparation] == plan.preparations[now.preparation]

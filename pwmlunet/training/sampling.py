@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cc3d
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from pwmlunet.data.dataset import Labels
 from pwmlunet.data.store import PreprocessedCase
 from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.lesions import find_lesions
 
 _MARGIN = 8  # pixels that a lesion keeps from the patch's edge where it can
 _TRIES = 20  # for a patch without a lesion
@@ -48,10 +48,10 @@ def training_case(case: PreprocessedCase, labels: Labels) -> TrainingCase:
     """A preprocessed case with its lesions found."""
     assert case.mask is not None
     mask = np.asarray(case.mask)
-    components = cc3d.connected_components(labels.encode(mask).any(0), connectivity=26)
+    components, n_lesions = find_lesions(np.asarray(labels.encode(mask).any(0)))
     voxels = np.argwhere(components)
     owner = components[tuple(voxels.T)]
-    lesions = tuple(voxels[owner == i] for i in range(1, int(components.max(initial=0)) + 1))
+    lesions = tuple(voxels[owner == i] for i in range(1, n_lesions + 1))
     known = labels.valid(mask).reshape(len(mask), -1).any(1)
     return TrainingCase(case.name, case.image, case.mask, lesions, np.flatnonzero(known))
 

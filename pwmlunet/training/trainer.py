@@ -52,10 +52,10 @@ class FoldTrainer:
 
     def __init__(self, run: Run, fold: str) -> None:
         self.run, self.fold, self.config = run, fold, run.config
+        self.split = run.split(fold)
         self.folder = make_folder(run.model.fold_folder(fold))
         self.device = choose_device(run.config.device)
         self.dtype = training_format(self.device, run.config.precision)
-        self.split = run.split(fold)
         self.criterion = parse_loss(run.config.loss)
         self.augmenter = Augmenter(run.config.augmentation)
         self.seed = run.config.seed * 1009 + (_FOLD_ALL_SEED if fold == ALL else int(fold))
@@ -76,21 +76,22 @@ class FoldTrainer:
         return self.step // self.config.steps_per_epoch
 
     def train(self) -> list[CaseScores]:
-        """Trains to the end and returns the scores of the held-out cases.
+        """Trains to the end and returns the scores of the held-out cases; none for a fold that was finished.
 
         Raises:
             TrainingStoppedError: a signal asked to stop.
             PwmlError: the loss is not finite, or a file cannot be read or written.
         """
-        if (self.folder / "weights.pt").is_file():
-            logger.info("fold %s is trained already", self.fold)
+        with _logging_to(self.folder / "training.log"):
+            if not (self.folder / "weights.pt").is_file():
+                keep_freed_memory()
+                self._resume()
+                with _stopping_on_signals() as stop:
+                    self._train_epochs(stop)
+                self._finish()
+            elif (self.folder / "validation" / "summary.json").is_file():
+                return []
             return self._validate_fully()
-        keep_freed_memory()
-        self._resume()
-        with _stopping_on_signals() as stop:
-            self._train_epochs(stop)
-        self._finish()
-        return self._validate_fully()
 
     def _train_epochs(self, stop: "_Stop") -> None:
         cases = self._training_cases()
@@ -117,6 +118,8 @@ class FoldTrainer:
     def _train_step(self, drawn: dict[str, Any], losses_of: Callable[[Batch], dict[str, Tensor]]) -> float:
         batch = to_batch(drawn, self.run.model.labels, self.device)
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.step)
+        torch.manual_seed(self.seed * 100_003 + self.step)  # of dropout
+        torch.manual_seed(generator.initial_seed())  # dropout draws from torch's own generators
         batch = self.augmenter(batch, generator)
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
@@ -127,7 +130,7 @@ class FoldTrainer:
             loss = torch.stack(list(losses.values())).sum()
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise PwmlError(f"the loss is {value} at step {self.step}: look at the patches ({'; '.join(drawn['where'])}), or lower --learning-rate")  # fmt: skip
+            raise PwmlError(f"the loss is {value} at step {self.step}: look at the patches ({'; '.join(drawn['where'])}), or lower --rate")  # fmt: skip
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if self.config.gradient_norm:
             self.scaler.unscale_(self.optimiser)
@@ -205,7 +208,6 @@ class FoldTrainer:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if not self.config.compile:
             return plain
-        compiled: Callable[[Batch], dict[str, Tensor]] = torch.compile(plain)
         size = self.run.model.configuration
         image = torch.zeros(
             2, len(self.run.model.plan.channel_names), size.network.n_slices, *size.patch_size_yx
@@ -214,6 +216,7 @@ class FoldTrainer:
         trial = Batch(image, known.expand(-1, len(self.run.model.labels.targets), -1, -1, -1), known)
         state = copy.deepcopy(self.network.state_dict())
         try:
+            compiled: Callable[[Batch], dict[str, Tensor]] = torch.compile(plain)
             total = torch.stack(list(compiled(_to(trial, self.device)).values())).sum()
             total.backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # the compiler fails in many ways; training works without it
@@ -240,7 +243,10 @@ class FoldTrainer:
             bar.set_postfix(f1=f"{row['val_lesion_f1']:.2f}", refresh=False)
         self.rows.append(row)
         append_metrics(self.folder / "metrics.jsonl", row)
-        logger.debug("epoch %d: %s", self.epoch, row)
+        if "val_lesion_f1" in row:
+            title = f"{self.run.model.folder.name}, fold {self.fold}"
+            draw_progress(self.folder / "progress.png", self.rows, title)
+        logger.debug("epoch %d: %s", self.epoch, {k: round(v, 6) for k, v in row.items() if k != "epoch"})
 
     def _follow_plateau(self, loss: float) -> None:
         if loss < self.plateau["lowest"]:
@@ -310,7 +316,7 @@ class FoldTrainer:
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.losses = state["step"], state["losses"]
             self.best, self.plateau = state["best"], state["plateau"]
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise PwmlError(
                 f"{path} belongs to another network or version: delete it to start again"
             ) from error
@@ -319,8 +325,8 @@ class FoldTrainer:
 
     def _finish(self) -> None:
         last = self.average.state_dict()
-        weights = self.best["weights"] if self.config.checkpoint == "best" else last
-        save_tensors(self.folder / "weights.pt", weights or last)
+        held_out = self.config.checkpoint == "best" and self.fold != ALL  # `all` holds no case out
+        save_tensors(self.folder / "weights.pt", self.best["weights"] if held_out else last)
         (self.folder / "resume.pt").unlink(missing_ok=True)
         draw_progress(
             self.folder / "progress.png", self.rows, f"{self.run.model.folder.name}, fold {self.fold}"
@@ -351,6 +357,23 @@ class _Losses(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return self.network.losses(batch, self.criterion)
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Writes what pwmlunet logs, details included, to a file too."""
+    package = logging.getLogger("pwmlunet")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()
 
 
 class _Stop:

@@ -8,6 +8,7 @@ percentile of the head (never its brightest pixels), at 0.36-0.68 of the way fro
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,10 +113,12 @@ def write_dataset(
     references of the held-out subjects. The files are the same for the same seed.
 
     Raises:
-        PwmlError: the folder is not called DatasetNNN_Name or holds something already.
+        PwmlError: the folder is not called DatasetNNN_Name or holds something already, or `n_train` is below 2.
     """
     if not FOLDER_NAME.fullmatch(folder.name):
         raise PwmlError(f"{folder.name} is no dataset's name: call the folder DatasetNNN_Name, e.g. Dataset001_Demo")  # fmt: skip
+    if n_train < 2:
+        raise PwmlError(f"{n_train} training cases are too few: ask for 2 or more, the first subject has two sessions")  # fmt: skip
     if make_folder(folder) and any(folder.iterdir()):
         raise PwmlError(f"{folder} is not empty: choose another folder, or remove it first")
     sessions = [(1, 1), (1, 2), *((subject, 1) for subject in range(2, n_train + n_test))]
@@ -166,15 +169,15 @@ def _frame(rng: Generator, shape_zyx: tuple[int, int, int]) -> _Frame:
     warp = [0.025 * _noise(rng, shape_zyx, coarse) + 0.014 * _noise(rng, shape_zyx, fine) for _ in range(2)]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     y, x = (y - (height - 1) / 2) / half_width, (x - (width - 1) / 2) / half_width
-    turn = np.radians(rng.uniform(-10, 10))
-    back = np.cos(turn) * y + np.sin(turn) * x + warp[0]
-    across = np.cos(turn) * x - np.sin(turn) * y
+    turn = math.radians(rng.uniform(-10, 10))
+    back = math.cos(turn) * y + math.sin(turn) * x + warp[0]
+    across = math.cos(turn) * x - math.sin(turn) * y
     size = np.sqrt(1 - 0.6 * np.clip(level, -0.5, 1) ** 2)  # a slice near the crown is smaller
     egg = size * (1 + 0.08 * back)  # the back of the head is wider
-    radius = np.sqrt((across / egg) ** 2 + (back / (size * rng.uniform(1.18, 1.3))) ** 2 + 1e-6)
+    radius = np.sqrt((across / egg) ** 2 + (back / (size * rng.uniform(1.18, 1.3))) ** 2)
     depth = (1 - radius) * half_width * size
     side = np.abs(across + warp[1])
-    return _Frame(level, side.astype(np.float32), back, depth.astype(np.float32), float(half_width))
+    return _Frame(level, side, back, depth, half_width)
 
 
 def _to_fluid(rng: Generator, frame: _Frame) -> Floats:

@@ -20,6 +20,11 @@ def lesions_by_slice(mask):
     return [labelled == i for i in range(1, n + 1)]
 
 
+def ring_around(lesion, head):
+    ring = ndimage.binary_dilation(lesion, IN_SLICE, 4) & ~ndimage.binary_dilation(lesion, IN_SLICE)
+    return head.signal[ring & (head.mask == 0)]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("raw") / "Dataset001_Demo"
@@ -37,19 +42,29 @@ def test_the_same_seed_gives_the_same_files(folder, tmp_path):
         assert first.geometry == second.geometry != third.geometry
 
 
-def test_lesions_are_as_small_and_as_bright_as_real_ones():
+@pytest.fixture(scope="module")
+def heads():
+    return [make_head(np.random.default_rng(i), shape_zyx=(8, 128, 128), n_lesions=5) for i in range(6)]
+
+
+def test_lesions_are_as_small_and_as_bright_as_real_ones(heads):
     sizes, ratios = [], []
-    for seed in range(6):
-        head = make_head(np.random.default_rng(seed), shape_zyx=(8, 128, 128), n_lesions=4)
+    for head in heads:
         lesions = lesions_by_slice(head.mask)
-        assert 4 <= len(lesions) <= 8
+        assert 5 <= len(lesions) <= 10
         for lesion in lesions:
-            ring = ndimage.binary_dilation(lesion, IN_SLICE, 4) & ~ndimage.binary_dilation(lesion, IN_SLICE)
             sizes.append(lesion.sum())
-            ratios.append(head.signal[lesion].mean() / head.signal[ring & (head.mask == 0)].mean())
+            ratios.append(head.signal[lesion].mean() / ring_around(lesion, head).mean())
             assert head.signal[lesion].max() < head.signal.max()
     assert min(sizes) >= 1 and max(sizes) <= 12 and 3 <= np.median(sizes) <= 5
-    assert min(ratios) > 1.1 and max(ratios) < 2.4 and 1.3 < np.median(ratios) < 1.6
+    assert min(ratios) > 1.15 and max(ratios) < 2.4 and 1.3 < np.median(ratios) < 1.6
+
+
+def test_lesions_lie_in_white_matter_at_every_level(heads):
+    for head in heads:
+        for lesion in lesions_by_slice(head.mask):
+            assert 42 < np.median(ring_around(lesion, head)) < 62  # white matter is 50, all else is not
+    assert np.any([head.mask.any(axis=(1, 2)) for head in heads], axis=0).all()
 
 
 @pytest.mark.parametrize("shape_zyx", [(1, 48, 48), (3, 50, 64), SMALL])
@@ -99,4 +114,6 @@ def test_nothing_is_overwritten_and_the_name_must_be_a_datasets(folder, tmp_path
         write_dataset(folder, shape_zyx=SMALL)
     with pytest.raises(PwmlError, match="DatasetNNN_Name"):
         write_dataset(tmp_path / "demo", shape_zyx=SMALL)
-    assert not (tmp_path / "demo").exists()
+    with pytest.raises(PwmlError, match="too few"):
+        write_dataset(tmp_path / "Dataset003_Demo", n_train=1, shape_zyx=SMALL)
+    assert not any(tmp_path.iterdir())

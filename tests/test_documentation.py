@@ -262,7 +262,7 @@ def test_the_example_of_the_readme_runs(
     plan_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "demo/results/Dataset001_SyntheticT1/trident"
+    folder = tmp_path / "demo/results/Dataset001_SyntheticT1/resunet_2d"
     write_model(folder, Plan.read(plan_path))
     (example,) = blocks(ROOT / "README.md", "python")
     (tmp_path / "example.py").write_text(example)

@@ -9,7 +9,7 @@ from pwmlunet.data.splits import Split, read_splits
 from pwmlunet.data.store import CaseStore
 from pwmlunet.data.workspace import Workspace
 from pwmlunet.errors import PwmlError
-from pwmlunet.files import make_folder, write_json
+from pwmlunet.files import make_folder, read_json, write_json
 from pwmlunet.inference.model import ALL, TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.planning.plan import Plan
@@ -86,7 +86,7 @@ def _begin(folder: Path, prepared: Path, plan: Plan, config: TrainingConfig) -> 
             raise PwmlError(f"{folder} was begun with {join(differing)}: name another run with --run, or delete it")  # fmt: skip
     else:
         write_json(folder / "plan.json", plan.to_dict())
-        (folder / "dataset.json").write_bytes((prepared / "dataset.json").read_bytes())
+        write_json(folder / "dataset.json", read_json(prepared / "dataset.json"))
         Postprocessing().write(folder / "postprocessing.json")
     config.write(path)
 

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,7 @@ from pwmlunet.data.dataset import Labels
 from pwmlunet.data.image import write_image
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.evaluate import CaseScores, score_case, summarise, write_summary
-from pwmlunet.files import make_folder
+from pwmlunet.files import explain, make_folder
 from pwmlunet.inference.device import autocast, choose_device, keep_freed_memory, training_format
 from pwmlunet.inference.model import ALL, load_tensors, save_tensors
 from pwmlunet.inference.predictor import Predictor, write_probability
@@ -119,7 +119,6 @@ class FoldTrainer:
         batch = to_batch(drawn, self.run.model.labels, self.device)
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.step)
         torch.manual_seed(self.seed * 100_003 + self.step)  # of dropout
-        torch.manual_seed(generator.initial_seed())  # dropout draws from torch's own generators
         batch = self.augmenter(batch, generator)
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
@@ -363,7 +362,10 @@ class _Losses(nn.Module):
 def _logging_to(path: Path) -> Iterator[None]:
     """Writes what pwmlunet logs, details included, to a file too."""
     package = logging.getLogger("pwmlunet")
-    handler = logging.FileHandler(path, encoding="utf-8")
+    try:
+        handler = _LogFile(path, encoding="utf-8")
+    except OSError as error:
+        raise explain(error, path, "write") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     level = package.level
     package.addHandler(handler)
@@ -373,7 +375,15 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         package.removeHandler(handler)
         package.setLevel(level)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log on a full disk loses lines; the files that matter tell of it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        pass
 
 
 class _Stop:

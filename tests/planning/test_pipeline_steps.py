@@ -1,0 +1,172 @@
+import json
+import logging
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pwmlunet.data.dataset import Labels, Target
+from pwmlunet.data.image import write_image
+from pwmlunet.data.store import CaseStore
+from pwmlunet.errors import PwmlError
+from pwmlunet.planning.pipeline import lost_lesions, plan_and_preprocess
+from pwmlunet.planning.plan import Plan
+from pwmlunet.planning.preprocessing import Preparation, preprocess_case
+
+DATASET = "Dataset001_Tiny"
+
+
+@pytest.fixture
+def home(copied, prepared_home):
+    return copied(prepared_home)
+
+
+@pytest.fixture
+def again(home, tiny):
+    return lambda **options: plan_and_preprocess(tiny.workspace_in(home), "1", workers=1, **options)
+
+
+@pytest.fixture
+def folder(home):
+    return home / "preprocessed" / DATASET
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_what_is_there_is_kept(again, folder):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert again().n_made == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert Plan.read(folder / "plan.json").configurations["trident"].network.width == 4  # as it was edited
+
+
+def test_only_cases_that_are_not_done_are_done(again, folder, home):
+    store = CaseStore(folder / "slices")
+    times = {name: (store.folder / name / "case.json").stat().st_mtime_ns for name in store.names()}
+    (store.folder / "sub-02" / "case.json").unlink()  # half-written
+    image = home / "raw" / DATASET / "imagesTr" / "sub-03_0000.nii.gz"
+    os.utime(image, ns=(1, 1))  # touched
+    assert again().n_made == 2
+    made = {name for name in times if (store.folder / name / "case.json").stat().st_mtime_ns != times[name]}
+    assert made == {"sub-02", "sub-03"}
+
+
+def test_an_edited_preparation_makes_all_cases_again(again, folder):
+    edit(folder / "plan.json", lambda plan: plan["preparations"]["slices"].update(long_side=128))
+    assert again().n_made == 5
+    assert CaseStore(folder / "slices").read("sub-02").image.shape == (1, 4, 128, 128)
+    assert again().n_made == 0
+
+
+def test_a_new_plan_is_made_on_demand_and_the_old_one_kept(again, folder):
+    edited = (folder / "plan.json").read_text()
+    assert again(replan=True).plan.configurations["trident"].network.width > 4
+    assert (folder / "plan.json.old").read_text() == edited
+
+
+def test_a_wish_that_an_existing_plan_would_ignore_is_told(again):
+    with pytest.raises(PwmlError, match="--memory-gb asks for another plan: add --replan"):
+        again(memory_gb=3)
+    assert again(memory_gb=3, replan=True).n_made == 0
+
+
+def test_a_changed_dataset_is_planned_anew_and_stale_cases_go(again, folder, home, tiny, caplog):
+    raw = home / "raw" / DATASET
+    for path in raw.glob("*/sub-03*"):
+        path.unlink()
+    extra = tiny.head_with_lesions(9)
+    write_image(raw / "imagesTr" / "sub-09_0000.nii.gz", extra.image, extra.geometry)
+    write_image(raw / "labelsTr" / "sub-09.nii.gz", extra.mask, extra.geometry)
+    edit(raw / "dataset.json", lambda content: content["subjects"].pop("sub-03"))
+    with pytest.raises(
+        PwmlError, match=r"splits.json, fold \d names cases that are not preprocessed \(sub-03\)"
+    ):
+        again()
+    assert CaseStore(folder / "slices").names() == [
+        "sub-01_ses-1",
+        "sub-01_ses-2",
+        "sub-02",
+        "sub-04",
+        "sub-09",
+    ]
+    assert (folder / "plan.json.old").is_file()
+    (folder / "splits.json").unlink()
+    assert again().n_made == 0
+    assert "sub-09" in (folder / "splits.json").read_text()
+
+
+def test_splits_are_kept_and_what_they_leave_out_is_told(again, folder, caplog):
+    mine = [{"train": ["sub-02"], "val": ["sub-03"]}]
+    (folder / "splits.json").write_text(json.dumps(mine))
+    with caplog.at_level(logging.WARNING):
+        again()
+    assert json.loads((folder / "splits.json").read_text()) == mine
+    assert "leaves out sub-01_ses-1, sub-01_ses-2, sub-04" in caplog.text
+
+
+def test_folds_hold_out_each_case_once(folder):
+    splits = json.loads((folder / "splits.json").read_text())
+    assert len(splits) == 4  # subjects
+    assert sorted(case for split in splits for case in split["val"]) == CaseStore(folder / "slices").names()
+
+
+@pytest.mark.parametrize("name", ["plan.json", "splits.json", "fingerprint.json"])
+def test_files_broken_by_hand_are_told_and_left(again, folder, name):
+    (folder / name).write_text('{"half": ')
+    with pytest.raises(PwmlError, match=f"{name} is not valid JSON"):
+        again()
+    assert (folder / name).read_text() == '{"half": '
+
+
+def test_a_lost_lesion_is_an_error_and_the_case_is_not_kept(again, folder):
+    def coarsen(plan):
+        plan["preparations"]["slices"] = {
+            "slice_axis": "z", "crop": "nonzero", "normalisation": ["zscore_head"], "spacing_yx_mm": [4.2, 3.0],
+        }  # fmt: skip
+
+    edit(folder / "plan.json", coarsen)
+    with pytest.raises(
+        PwmlError, match=r"(?s)the others are done.*case sub-02 loses \d lesions on the planned grid"
+    ):
+        again()
+    assert CaseStore(folder / "slices").names() == ["sub-04"]  # which has none to lose
+
+
+def test_lost_lesions_are_counted(tiny, tmp_path):
+    raw = tiny.head_with_lesions(0, n_lesions=0)
+    mask = raw.mask.copy()
+    mask[0, 30, 20] = mask[2, 28:34, 18:24] = 1
+    folder = tiny.write_raw(tmp_path / DATASET, {"a": replace(raw, mask=mask)})
+    from pwmlunet.data.dataset import open_dataset
+
+    (files,) = open_dataset(folder).cases
+    labels = Labels((Target("lesion", (1,), 1),), None)
+
+    def lost(preparation):
+        return lost_lesions(preprocess_case(files, labels, preparation), labels)
+
+    assert lost(Preparation("z", "head_square", ("none",), long_side=64)) == 0
+    assert lost(Preparation("z", "nonzero", ("none",), spacing_yx_mm=(2.1, 1.5))) == 1
+    assert lost(Preparation("z", "nonzero", ("none",), spacing_yx_mm=(70.0, 50.0))) == 2
+
+
+def test_one_subject_gets_no_folds(tiny, tmp_path, caplog):
+    home = tmp_path / "home"
+    cases = {name: tiny.head_with_lesions(i) for i, name in enumerate(("sub-01_ses-1", "sub-01_ses-2"))}
+    tiny.write_raw(home / "raw" / DATASET, cases)
+    with caplog.at_level(logging.WARNING):
+        prepared = plan_and_preprocess(tiny.workspace_in(home), "Tiny", memory_gb=2, workers=2)
+    assert prepared.n_made == 2 and not (prepared.folder / "splits.json").exists()
+    assert "only fold 'all' can be trained" in caplog.text
+
+
+def test_nothing_of_the_raw_dataset_is_touched(raw_home, prepared_home):
+    for path in (raw_home / "raw").rglob("*"):
+        twin = prepared_home / path.relative_to(raw_home)
+        assert path.is_dir() or path.read_bytes() == twin.read_bytes()
+    assert np.all([twin.exists() for twin in (prepared_home / "raw").rglob("*")])

@@ -27,7 +27,9 @@ COLUMNS = ("Dice .5", "Dice .7", "F1 .5", "F1 .7", "sens ½", "sens 1", "sens 2"
 
 def main() -> None:
     """Trains what is missing, then prints one row a recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset")
     parser.add_argument("recipes", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -51,7 +53,9 @@ def main() -> None:
         spread = [f"{m:.2f} ({low:.2f}–{high:.2f})" for m, low, high in zip(rows.mean(0), rows.min(0), rows.max(0), strict=True)]  # fmt: skip
         print(f"| {name} | {len(runs)} | " + " | ".join(spread) + " |")
         together = {case: np.mean([run[case] for run in runs], axis=0) for case in runs[0] if all(case in r for r in runs)}  # fmt: skip
-        print(f"| {name}, ensemble | 1 | " + " | ".join(f"{v:.2f}" for v in scores(prepared, together)) + " |")
+        print(
+            f"| {name}, ensemble | 1 | " + " | ".join(f"{v:.2f}" for v in scores(prepared, together)) + " |"
+        )
 
 
 def train(dataset: str, options: list[str], name: str, seed: int, fold: str) -> None:

@@ -370,7 +370,7 @@ def _run_demo(arguments: argparse.Namespace) -> None:
         os.environ.pop(variable, None)
     if not (raw / "dataset.json").is_file():
         write_dataset(raw)
-    epochs = ["--epochs", str(arguments.epochs)] if arguments.epochs else []
+    epochs = ["--epochs", str(arguments.epochs)]
     steps: list[tuple[Command, list[str]]] = [
         (plan_and_preprocess, ["-d", "1"]),
         (train, ["1", "0", "1", *epochs]),
@@ -394,5 +394,7 @@ def demo() -> Parser:
     parser.add_argument(
         "--folder", type=Path, default=Path("demo"), help="where everything goes (default: demo)"
     )
-    parser.add_argument("--epochs", type=int, help="fewer epochs, for a quick look")
+    parser.add_argument(
+        "--epochs", type=int, default=20, help="epochs of each of the two folds (default: 20)"
+    )
     return parser

@@ -11,7 +11,7 @@ from pwmlunet.inference.device import autocast
 from pwmlunet.networks.base import SegmentationNetwork
 from pwmlunet.planning.plan import Configuration
 
-_VOXELS_A_PASS = {"cpu": 2**18, "cuda": 2**22}
+_VOXELS_A_PASS = {"cpu": 2**17, "cuda": 2**22}
 _FLIPS = ((), (-1,), (-2,), (-2, -1))
 
 
@@ -52,7 +52,7 @@ def predict_volume(
 
 def _slices_a_pass(image: Tensor, device: torch.device) -> int:
     voxels = image.shape[-2] * image.shape[-1]
-    return max(1, _VOXELS_A_PASS.get(device.type, 2**18) // voxels)
+    return max(1, _VOXELS_A_PASS.get(device.type, 2**17) // voxels)
 
 
 def _runs(n_slices: int, configuration: Configuration, most: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -27,10 +27,11 @@ from pwmlunet.networks.base import Batch
 from pwmlunet.networks.trident import TridentConfig
 from pwmlunet.planning.plan import read_labels
 from pwmlunet.training.augmentation import Augmenter
+from pwmlunet.training.batches import to_batch
 from pwmlunet.training.config import RECIPES
 from pwmlunet.training.losses import parse_loss
 from pwmlunet.training.sampling import PatchLoader, PatchSampler, PatchShape, training_case
-from pwmlunet.training.trainer import make_optimiser, to_batch
+from pwmlunet.training.trainer import make_optimiser
 
 _BATCH = 8
 _SLICES = 3

@@ -167,8 +167,9 @@ _TRAINING_OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 def _run_train(arguments: argparse.Namespace) -> None:
     from pwmlunet.data.workspace import Workspace
     from pwmlunet.evaluation.evaluate import summarise, table
+    from pwmlunet.training.interruption import TrainingStoppedError
     from pwmlunet.training.run import open_run
-    from pwmlunet.training.trainer import FoldTrainer, TrainingStoppedError
+    from pwmlunet.training.trainer import FoldTrainer
 
     run = open_run(Workspace.from_environment(), arguments.dataset, _recipe(arguments), arguments.run)
     for fold in arguments.fold:

@@ -1,7 +1,9 @@
-"""What a training leaves behind for people: metrics.jsonl and progress.png."""
+"""What a training leaves behind for people: training.log, metrics.jsonl and progress.png."""
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pwmlunet.files import explain, replacing
@@ -56,3 +58,31 @@ def draw_progress(path: Path, rows: list[dict[str, float]], title: str) -> None:
     bottom.set_xlabel("epoch")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Writes what pwmlunet logs, details included, to a file too."""
+    package = logging.getLogger("pwmlunet")
+    try:
+        handler = _LogFile(path, encoding="utf-8")
+    except OSError as error:
+        raise explain(error, path, "write") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        with suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log on a full disk loses lines; the files that matter tell of it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        pass

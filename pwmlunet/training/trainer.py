@@ -1,50 +1,36 @@
-"""One fold: draw, learn, look at the held-out slices, keep the best, go on where it stopped."""
+"""One fold: draw, learn, look at the held-out cases, keep the best, go on where it stopped."""
 
 import copy
 import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pwmlunet.data.dataset import Labels
-from pwmlunet.data.image import write_image
 from pwmlunet.errors import PwmlError
-from pwmlunet.evaluation.evaluate import CaseScores, score_case, summarise, write_summary
-from pwmlunet.files import explain, make_folder
+from pwmlunet.evaluation.evaluate import CaseScores
+from pwmlunet.files import make_folder
 from pwmlunet.inference.device import autocast, choose_device, keep_freed_memory, training_format
 from pwmlunet.inference.model import ALL, load_tensors, save_tensors
-from pwmlunet.inference.predictor import Predictor, write_probability
 from pwmlunet.networks.base import Batch, SegmentationNetwork
 from pwmlunet.training.augmentation import Augmenter
+from pwmlunet.training.batches import draw_batches, to_batch, training_cases
 from pwmlunet.training.config import TrainingConfig
+from pwmlunet.training.interruption import Stop, TrainingStoppedError, stopping_on_signals
 from pwmlunet.training.losses import parse_loss
-from pwmlunet.training.progress import append_metrics, draw_progress, keep_metrics
+from pwmlunet.training.progress import append_metrics, draw_progress, keep_metrics, logging_to
 from pwmlunet.training.run import Run
-from pwmlunet.training.sampling import PatchLoader, PatchSampler, PatchShape, TrainingCase, training_case
+from pwmlunet.training.validation import look, validate
 
 logger = logging.getLogger(__name__)
 
-_SELECTION_THRESHOLDS = (0.3, 0.5, 0.7)
-_HELD_SHARE = 0.3  # of a device's free memory that cases may take
 _PLATEAU_EPOCHS = 5
 _FOLD_ALL_SEED = 1_000_003
-
-
-class TrainingStoppedError(Exception):
-    """A signal stopped the training; everything that is needed to go on was saved."""
 
 
 class FoldTrainer:
@@ -82,21 +68,22 @@ class FoldTrainer:
             TrainingStoppedError: a signal asked to stop.
             PwmlError: the loss is not finite, or a file cannot be read or written.
         """
-        with _logging_to(self.folder / "training.log"):
+        with logging_to(self.folder / "training.log"):
             if not (self.folder / "weights.pt").is_file():
                 keep_freed_memory()
                 self._resume()
-                with _stopping_on_signals() as stop:
+                with stopping_on_signals() as stop:
                     self._train_epochs(stop)
                 self._finish()
             elif (self.folder / "validation" / "summary.json").is_file():
                 return []
-            return self._validate_fully()
+            return validate(self.run, self.fold, self.device)
 
-    def _train_epochs(self, stop: "_Stop") -> None:
-        cases = self._training_cases()
+    def _train_epochs(self, stop: Stop) -> None:
+        cases = training_cases(self.run, self.split.train, self.device)
         losses_of = self._losses()
-        batches = self._batches(cases)
+        on_card = self.device.type == "cuda"
+        batches = draw_batches(self.run, cases, seed=self.seed, first=self.step, pin_memory=on_card)
         saved = time.monotonic()
         total = self.config.epochs * self.config.steps_per_epoch
         with tqdm(total=total, initial=self.step, desc=f"fold {self.fold}", unit="step", leave=False) as bar:
@@ -160,46 +147,6 @@ class FoldTrainer:
             else:
                 mean.copy_(now)
 
-    # the data
-
-    def _training_cases(self) -> list[TrainingCase]:
-        """The fold's cases, held on the training device where they fit, else read from disk patch by patch."""
-        labels = self.run.model.labels
-        cases = [training_case(self.run.store.read(name), labels) for name in self.split.train]
-        n_bytes = sum(case.image.nbytes + case.mask.nbytes for case in cases)
-        if n_bytes > _HELD_SHARE * _free_bytes(self.device):
-            logger.info("%.1f GB of cases are read from disk patch by patch", n_bytes / 1e9)
-            return cases
-        logger.info("%.2f GB of cases are held on %s", n_bytes / 1e9, self.device)
-        return [_hold(case, self.device) for case in cases]
-
-    def _batches(self, cases: Sequence[TrainingCase]) -> Iterator[dict[str, Any]]:
-        """Batches from the current step on, drawn by worker processes where asked for and while they live."""
-        held_on_card = isinstance(cases[0].image, Tensor)
-        if self.config.workers and not held_on_card:
-            workers = self.config.workers
-            seeds = [self.seed + worker for worker in range(workers)]
-            pin = self.device.type == "cuda"
-            try:
-                yield from MultiThreadedAugmenter(
-                    self._loader(cases, workers), None, workers, seeds=seeds, pin_memory=pin
-                )
-            except RuntimeError as error:
-                logger.warning("%s Patches are drawn in this process from now on.", error)
-        yield from SingleThreadedAugmenter(self._loader(cases, 0), None)
-
-    def _loader(self, cases: Sequence[TrainingCase], workers: int) -> PatchLoader:
-        configuration = self.run.model.configuration
-        patch = configuration.patch_size_yx
-        return PatchLoader(
-            PatchSampler(cases, patch, self.config.lesion_share),
-            PatchShape(patch, configuration.network.n_slices, configuration.slice_step),
-            batch_size=self.config.batch_size or configuration.batch_size,
-            seed=self.seed,
-            first_batch=self.step,
-            workers=workers,
-        )
-
     def _losses(self) -> Callable[[Batch], dict[str, Tensor]]:
         """The network's losses, through torch.compile where a trial of it succeeds."""
         plain = _Losses(self.network, self.criterion)
@@ -256,36 +203,13 @@ class FoldTrainer:
             self.plateau |= {"since": 0, "factor": self.plateau["factor"] / 2}
 
     def _look(self) -> dict[str, float]:
-        """Lesion F1 and Dice on whole held-out slices; keeps the weights where they are the best so far.
-
-        F1 is the mean over three thresholds: with few lesions, one threshold says more about chance.
-        """
-        predictor = Predictor(self.run.model, networks=[self.average], device=str(self.device), flips=False)
-        scores: dict[float, list[CaseScores]] = {t: [] for t in _SELECTION_THRESHOLDS}
-        for name in self.split.val:
-            case = self.run.store.read(name)
-            probability = predictor.predict_prepared(case.image, case.facts.way_back).probability
-            for threshold in _SELECTION_THRESHOLDS:
-                mask = self.run.model.labels.decode(probability, threshold)
-                scores[threshold].append(self._score(name, mask))
-        f1 = float(np.mean([_pooled_f1(cases) for cases in scores.values()]))
-        score = f1 + 1e-3 * _mean_dice(scores[0.5])
+        """Scores the held-out cases; keeps the weights where they are the best so far."""
+        f1, dice = look(self.run, self.split.val, self.average, self.device)
+        score = f1 + 1e-3 * dice
         if score >= self.best["score"]:
             weights = {k: v.cpu().clone() for k, v in self.average.state_dict().items()}
             self.best = {"score": score, "epoch": self.epoch, "weights": weights}
-        return {"val_lesion_f1": f1, "val_dice": _mean_dice(scores[0.5])}
-
-    def _score(self, name: str, mask: Any) -> CaseScores:
-        facts = self.run.store.facts(name)
-        assert facts is not None
-        return score_case(
-            self.run.store.reference(name),
-            mask,
-            spacing_zyx_mm=facts.way_back.geometry.spacing_zyx_mm,
-            labels=self.run.model.labels,
-            name=name,
-            subject=facts.subject,
-        )
+        return {"val_lesion_f1": f1, "val_dice": dice}
 
     # saving and going on
 
@@ -331,20 +255,6 @@ class FoldTrainer:
             self.folder / "progress.png", self.rows, f"{self.run.model.folder.name}, fold {self.fold}"
         )
 
-    def _validate_fully(self) -> list[CaseScores]:
-        """Predicts the held-out cases as a user would and scores them; probabilities are kept."""
-        folder = self.folder / "validation"
-        predictor = Predictor(self.run.model, folds=[self.fold], device=str(self.device))
-        scores = []
-        for name in tqdm(self.split.val, f"validate fold {self.fold}", leave=False):
-            case = self.run.store.read(name)
-            prediction = predictor.predict_prepared(case.image, case.facts.way_back)
-            write_probability(folder / f"{name}.npz", prediction.probability)
-            _write_mask(folder / f"{name}.nii.gz", prediction.mask, prediction.geometry)
-            scores.append(self._score(name, prediction.mask))
-        write_summary(folder / "summary.json", scores)
-        return scores
-
 
 class _Losses(nn.Module):
     """The network's losses as a module's forward, which is what torch.compile takes."""
@@ -356,60 +266,6 @@ class _Losses(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return self.network.losses(batch, self.criterion)
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Writes what pwmlunet logs, details included, to a file too."""
-    package = logging.getLogger("pwmlunet")
-    try:
-        handler = _LogFile(path, encoding="utf-8")
-    except OSError as error:
-        raise explain(error, path, "write") from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    level = package.level
-    package.addHandler(handler)
-    package.setLevel(logging.DEBUG)
-    try:
-        yield
-    finally:
-        package.removeHandler(handler)
-        package.setLevel(level)
-        with suppress(OSError):
-            handler.close()
-
-
-class _LogFile(logging.FileHandler):
-    """A log on a full disk loses lines; the files that matter tell of it."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        pass
-
-
-class _Stop:
-    """Notes the first signal; a second one is handled as before."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self.restore()
-
-    def restore(self) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _stopping_on_signals() -> Iterator[_Stop]:
-    """An object that knows whether SIGTERM or SIGINT came."""
-    stop = _Stop()
-    try:
-        yield stop
-    finally:
-        stop.restore()
 
 
 def make_optimiser(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -426,50 +282,5 @@ def make_optimiser(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
     return kind(groups, lr=config.learning_rate)
 
 
-def to_batch(drawn: dict[str, Any], labels: Labels, device: torch.device) -> Batch:
-    """A drawn batch as tensors on the device: targets (B, K, 1, Y, X), valid where the label is known."""
-    image = torch.as_tensor(drawn["image"]).to(device, non_blocking=True).float()
-    mask = torch.as_tensor(drawn["mask"]).to(device, non_blocking=True)[:, None]
-    target = torch.cat(
-        [sum((mask == v for v in t.values), torch.zeros_like(mask)) for t in labels.targets], 1
-    )
-    valid = torch.ones_like(mask) if labels.ignore is None else mask != labels.ignore
-    return Batch(image, target.float(), valid.float())
-
-
 def _to(batch: Batch, device: torch.device) -> Batch:
     return Batch(batch.image.to(device), batch.target.to(device), batch.valid.to(device))
-
-
-def _hold(case: TrainingCase, device: torch.device) -> TrainingCase:
-    image, mask = np.array(case.image), np.array(case.mask)
-    if device.type == "cpu":
-        return replace(case, image=image, mask=mask)
-    return replace(case, image=torch.from_numpy(image).to(device), mask=torch.from_numpy(mask).to(device))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 4 * 2**30
-
-
-def _write_mask(path: Path, mask: Any, geometry: Any) -> None:
-    """Writes a mask for people to look at; where there is no SimpleITK the probabilities must do."""
-    try:
-        write_image(path, mask, geometry)
-    except ModuleNotFoundError:
-        logger.warning("%s is not written: SimpleITK is not installed here", path.name)
-
-
-def _pooled_f1(cases: Sequence[CaseScores]) -> float:
-    f1s = [t.pooled["iou_0.1"].f1 for t in summarise(cases).targets.values()]
-    return float(np.mean([f1 or 0.0 for f1 in f1s]))
-
-
-def _mean_dice(cases: Sequence[CaseScores]) -> float:
-    dices = [t.means["dice"].value for t in summarise(cases).targets.values()]
-    return float(np.mean([dice or 0.0 for dice in dices]))

@@ -16,8 +16,9 @@ from torch import nn
 from pwmlunet.errors import PwmlError
 from pwmlunet.inference.model import TrainedModel, load_tensors
 from pwmlunet.training import trainer as trainer_module
+from pwmlunet.training.interruption import TrainingStoppedError, stopping_on_signals
 from pwmlunet.training.run import open_run
-from pwmlunet.training.trainer import FoldTrainer, TrainingStoppedError, make_optimiser
+from pwmlunet.training.trainer import FoldTrainer, make_optimiser
 
 
 @pytest.fixture(autouse=True)
@@ -195,9 +196,7 @@ def test_the_best_or_the_last_weights_are_kept(run_of, monkeypatch, checkpoint, 
         seen[self.epoch] = {k: v.clone() for k, v in self.average.state_dict().items()}
 
     monkeypatch.setattr(FoldTrainer, "_end_epoch", end_epoch)
-    monkeypatch.setattr(trainer_module, "_SELECTION_THRESHOLDS", (0.5,))
-    monkeypatch.setattr(trainer_module, "_pooled_f1", lambda cases: next(f1s))
-    monkeypatch.setattr(trainer_module, "_mean_dice", lambda cases: 0.0)
+    monkeypatch.setattr(trainer_module, "look", lambda *_: (next(f1s), 0.0))
     run = run_of(epochs=4, steps_per_epoch=1, checkpoint=checkpoint)
     FoldTrainer(run, "0").train()
     assert [epoch for epoch, kept in seen.items() if same(kept, weights(run))] == [expected]
@@ -318,7 +317,7 @@ def test_a_compiler_that_works_is_tried_without_a_trace(run_of, monkeypatch):
 
 def test_a_second_signal_is_handled_as_before():
     before = signal.getsignal(signal.SIGTERM)
-    with trainer_module._stopping_on_signals() as stop:
+    with stopping_on_signals() as stop:
         assert not stop.asked
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked and signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,91 @@
+"""From preprocessed cases to batches on the training device."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from torch import Tensor
+
+from pwmlunet.data.dataset import Labels
+from pwmlunet.networks.base import Batch
+from pwmlunet.training.run import Run
+from pwmlunet.training.sampling import PatchLoader, PatchSampler, PatchShape, TrainingCase, training_case
+
+logger = logging.getLogger(__name__)
+
+_HELD_SHARE = 0.3  # of a device's free memory that cases may take
+
+
+def training_cases(run: Run, names: Sequence[str], device: torch.device) -> list[TrainingCase]:
+    """The cases to learn from, held on the training device where they fit, else read patch by patch."""
+    cases = [training_case(run.store.read(name), run.model.labels) for name in names]
+    n_bytes = sum(case.image.nbytes + case.mask.nbytes for case in cases)
+    if n_bytes > _HELD_SHARE * _free_bytes(device):
+        logger.info("%.1f GB of cases are read from disk patch by patch", n_bytes / 1e9)
+        return cases
+    logger.info("%.2f GB of cases are held on %s", n_bytes / 1e9, device)
+    return [_hold(case, device) for case in cases]
+
+
+def draw_batches(
+    run: Run, cases: Sequence[TrainingCase], *, seed: int, first: int, pin_memory: bool
+) -> Iterator[dict[str, Any]]:
+    """The batches from number `first` on, drawn by worker processes where asked for and while they live."""
+    number = first
+    workers = 0 if isinstance(cases[0].image, Tensor) else run.config.workers  # tensors are on a card already
+    if workers:
+        loader = _loader(run, cases, seed=seed, first=first, workers=workers)
+        seeds = [seed + worker for worker in range(workers)]
+        try:
+            for batch in MultiThreadedAugmenter(loader, None, workers, seeds=seeds, pin_memory=pin_memory):
+                yield batch
+                number += 1
+        except RuntimeError as error:
+            logger.warning("%s Patches are drawn in this process from now on.", error)
+    yield from SingleThreadedAugmenter(_loader(run, cases, seed=seed, first=number, workers=0), None)
+
+
+def _loader(run: Run, cases: Sequence[TrainingCase], *, seed: int, first: int, workers: int) -> PatchLoader:
+    configuration = run.model.configuration
+    patch = configuration.patch_size_yx
+    return PatchLoader(
+        PatchSampler(cases, patch, run.config.lesion_share),
+        PatchShape(patch, configuration.network.n_slices, configuration.slice_step),
+        batch_size=run.config.batch_size or configuration.batch_size,
+        seed=seed,
+        first_batch=first,
+        workers=workers,
+    )
+
+
+def to_batch(drawn: dict[str, Any], labels: Labels, device: torch.device) -> Batch:
+    """A drawn batch as tensors on the device: targets (B, K, 1, Y, X), valid where the label is known."""
+    image = torch.as_tensor(drawn["image"]).to(device, non_blocking=True).float()
+    mask = torch.as_tensor(drawn["mask"]).to(device, non_blocking=True)[:, None]
+    target = torch.cat(
+        [sum((mask == v for v in t.values), torch.zeros_like(mask)) for t in labels.targets], 1
+    )
+    valid = torch.ones_like(mask) if labels.ignore is None else mask != labels.ignore
+    return Batch(image, target.float(), valid.float())
+
+
+def _hold(case: TrainingCase, device: torch.device) -> TrainingCase:
+    image, mask = np.array(case.image), np.array(case.mask)
+    if device.type == "cpu":
+        return replace(case, image=image, mask=mask)
+    return replace(case, image=torch.from_numpy(image).to(device), mask=torch.from_numpy(mask).to(device))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 4 * 2**30

@@ -1,0 +1,85 @@
+"""Looking at held-out cases: briefly while a network learns, and in full when it is done."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pwmlunet.data.image import write_image
+from pwmlunet.evaluation.evaluate import CaseScores, score_case, summarise, write_summary
+from pwmlunet.inference.predictor import Predictor, write_probability
+from pwmlunet.networks.base import SegmentationNetwork
+from pwmlunet.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+_SELECTION_THRESHOLDS = (0.3, 0.5, 0.7)
+
+
+def look(
+    run: Run, cases: Sequence[str], network: SegmentationNetwork, device: torch.device
+) -> tuple[float, float]:
+    """Lesion F1 and Dice of a network on whole held-out cases, without flips.
+
+    F1 is the mean over three thresholds: with few lesions, one threshold says more about chance.
+    """
+    predictor = Predictor(run.model, networks=[network], device=str(device), flips=False)
+    scores: dict[float, list[CaseScores]] = {t: [] for t in _SELECTION_THRESHOLDS}
+    for name in cases:
+        case = run.store.read(name)
+        probability = predictor.predict_prepared(case.image, case.facts.way_back).probability
+        for threshold in _SELECTION_THRESHOLDS:
+            mask = run.model.labels.decode(probability, threshold)
+            scores[threshold].append(_score(run, name, mask))
+    f1 = float(np.mean([_pooled_f1(scored) for scored in scores.values()]))
+    return f1, _mean_dice(scores[0.5])
+
+
+def validate(run: Run, fold: str, device: torch.device) -> list[CaseScores]:
+    """Predicts the held-out cases as a user would and scores them; probabilities are kept."""
+    folder = run.model.fold_folder(fold) / "validation"
+    predictor = Predictor(run.model, folds=[fold], device=str(device))
+    scores = []
+    for name in tqdm(run.split(fold).val, f"validate fold {fold}", leave=False):
+        case = run.store.read(name)
+        prediction = predictor.predict_prepared(case.image, case.facts.way_back)
+        write_probability(folder / f"{name}.npz", prediction.probability)
+        _write_mask(folder / f"{name}.nii.gz", prediction.mask, prediction.geometry)
+        scores.append(_score(run, name, prediction.mask))
+    write_summary(folder / "summary.json", scores)
+    return scores
+
+
+def _score(run: Run, name: str, mask: Any) -> CaseScores:
+    facts = run.store.facts(name)
+    assert facts is not None
+    return score_case(
+        run.store.reference(name),
+        mask,
+        spacing_zyx_mm=facts.way_back.geometry.spacing_zyx_mm,
+        labels=run.model.labels,
+        name=name,
+        subject=facts.subject,
+    )
+
+
+def _write_mask(path: Path, mask: Any, geometry: Any) -> None:
+    """Writes a mask for people to look at; where there is no SimpleITK the probabilities must do."""
+    try:
+        write_image(path, mask, geometry)
+    except ModuleNotFoundError:
+        logger.warning("%s is not written: SimpleITK is not installed here", path.name)
+
+
+def _pooled_f1(cases: Sequence[CaseScores]) -> float:
+    f1s = [t.pooled["iou_0.1"].f1 for t in summarise(cases).targets.values()]
+    return float(np.mean([f1 or 0.0 for f1 in f1s]))
+
+
+def _mean_dice(cases: Sequence[CaseScores]) -> float:
+    dices = [t.means["dice"].value for t in summarise(cases).targets.values()]
+    return float(np.mean([dice or 0.0 for dice in dices]))

@@ -301,7 +301,9 @@ def predict() -> Parser:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the masks")
     parser.add_argument("-d", "--dataset", help="dataset of the model (default: the only trained one)")
     parser.add_argument(
-        "-c", "--configuration", help="run or configuration of the model (default: the only one)"
+        "-c",
+        "--configuration",
+        help="run of the model, by default called as its configuration (default: the only one)",
     )
     parser.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d and -c")
     parser.add_argument(

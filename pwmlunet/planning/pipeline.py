@@ -65,7 +65,7 @@ def plan_and_preprocess(
 
 def _plan(folder: Path, fingerprint: Fingerprint, memory_gb: float | None, replan: bool) -> Plan:
     path, known = folder / "plan.json", folder / "fingerprint.json"
-    if path.is_file() and not replan and known.is_file() and Fingerprint.read(known) == fingerprint:
+    if path.is_file() and not replan and _is_known(fingerprint, known):
         if memory_gb is not None:
             raise PwmlError(f"{path} is there already and --memory-gb asks for another plan: add --replan")
         logger.info("the plan in %s is kept (--replan makes a new one)", path)
@@ -76,6 +76,14 @@ def _plan(folder: Path, fingerprint: Fingerprint, memory_gb: float | None, repla
         logger.info("the dataset or the wish changed: a new plan is made, the old one is plan.json.old")
     write_plan(path, plan, PARENTS)
     return plan
+
+
+def _is_known(fingerprint: Fingerprint, path: Path) -> bool:
+    """Whether the file holds this fingerprint; not so for one that is missing, damaged or of another version."""
+    try:
+        return path.is_file() and Fingerprint.read(path) == fingerprint
+    except PwmlError:
+        return False
 
 
 def _preprocess(dataset: Dataset, store: CaseStore, preparation: Preparation, workers: int) -> int:

@@ -24,6 +24,7 @@ _TINY_LESION_VOXELS = 10
 _LITTLE_OF_THE_FIELD = 0.75
 _PAPER_SIDE = 256  # Liu et al. 2019
 _MOST_ENLARGEMENT = 2.5  # beyond it interpolation adds cost and no detail
+_LEAST_ENLARGEMENT = 1.9  # from 2 × on every one-pixel lesion comes back from the grid, below not every one
 _PAPER_BATCH = 8  # Liu et al. 2019
 _NEIGHBOURS_WITHIN_MM = 4.5  # slices farther apart show other anatomy
 _WIDTHS = (64, 48, 32, 24, 16, 12, 8)
@@ -111,6 +112,10 @@ class _Rules:
                 self.slice_axis, "nonzero", normalisation, spacing_yx_mm=self._common_spacing()
             )
         side = self._grid_side()
+        largest = max(self._head_side(i) for i in range(self.n_cases))
+        if self.median_voxels < _TINY_LESION_VOXELS and side < _LEAST_ENLARGEMENT * largest:
+            self.decide("crop", "square around the head, its own pixels", f"the head fills {share:.0%} of the field; heads of up to {largest} pixels would be enlarged less than {_LEAST_ENLARGEMENT:g} ×, which blurs lesions of one pixel away")  # fmt: skip
+            return Preparation(self.slice_axis, "head_square", normalisation)
         enlarged = side / float(np.median([self._head_side(i) for i in range(self.n_cases)]))
         self.decide("crop", f"square around the head, resized to {side} × {side}", f"the head fills {share:.0%} of the field: enlarging it {enlarged:.1f} × lets a network of few poolings see a lesion of {self.median_voxels:g} voxels")  # fmt: skip
         return Preparation(self.slice_axis, "head_square", normalisation, long_side=side)
@@ -140,11 +145,9 @@ class _Rules:
         return max(self.fingerprint.cases[index].geometry.shape_zyx[i] for i in self.in_plane)
 
     def _grid_side(self) -> int:
-        """256 as in the paper, never coarser than the largest head's own pixels where lesions are tiny."""
-        sides = [self._head_side(i) for i in range(self.n_cases)]
-        side = min(_PAPER_SIDE, _MOST_ENLARGEMENT * float(np.median(sides)))
-        if self.median_voxels < _TINY_LESION_VOXELS:
-            side = max(side, 1.04 * max(sides))
+        """256 as in the paper, less where heads are so small that this would enlarge them too much."""
+        median = float(np.median([self._head_side(i) for i in range(self.n_cases)]))
+        side = min(_PAPER_SIDE, _MOST_ENLARGEMENT * median)
         return math.ceil(side / 32) * 32
 
     def _common_spacing(self) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ from pwmlunet.data.dataset import Labels, Target
 from pwmlunet.data.image import write_image
 from pwmlunet.data.store import CaseStore
 from pwmlunet.errors import PwmlError
+from pwmlunet.planning.fingerprint import Fingerprint
 from pwmlunet.planning.pipeline import lost_lesions, plan_and_preprocess
 from pwmlunet.planning.plan import Plan
 from pwmlunet.planning.preprocessing import Preparation, preprocess_case
@@ -115,7 +116,15 @@ def test_folds_hold_out_each_case_once(folder):
     assert sorted(case for split in splits for case in split["val"]) == CaseStore(folder / "slices").names()
 
 
-@pytest.mark.parametrize("name", ["plan.json", "splits.json", "fingerprint.json"])
+def test_a_damaged_fingerprint_is_made_again_and_the_plan_kept_beside(again, folder):
+    (folder / "fingerprint.json").write_text('{"half": ')
+    edited = (folder / "plan.json").read_text()
+    again()
+    assert Fingerprint.read(folder / "fingerprint.json").dataset == "Dataset001_Tiny"
+    assert (folder / "plan.json.old").read_text() == edited
+
+
+@pytest.mark.parametrize("name", ["plan.json", "splits.json"])
 def test_files_broken_by_hand_are_told_and_left(again, folder, name):
     (folder / name).write_text('{"half": ')
     with pytest.raises(PwmlError, match=f"{name} is not valid JSON"):

@@ -69,7 +69,9 @@ def test_a_small_head_is_cropped_and_enlarged_as_in_the_paper():
     [
         ((30, 40), 4, 128),  # 2.5 times, on whole steps of 32
         ((100, 90), 4, 256),
-        ((250, 300), 4, 320),  # never coarser than native: 1.04 * 300
+        ((100, 134), 4, 256),  # 1.91 times
+        ((100, 136), 4, None),  # 1.88 times: one-pixel lesions would not all come back
+        ((250, 300), 4, None),  # never coarser than native
         ((250, 300), 40, 256),  # lesions that bear it
     ],
 )

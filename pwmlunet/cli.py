@@ -26,8 +26,9 @@ def _command(function: Callable[[argparse.Namespace], None]) -> Callable[[Callab
             parsed = parser().parse_args(arguments)
             # Torch's threads wait asleep: spinning, as they do by default, triples a prediction on a busy machine.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
             logging.getLogger().handlers[0].setLevel(logging.INFO)  # a training's log file takes more
+            logging.getLogger("pwmlunet").setLevel(logging.INFO)
             try:
                 function(parsed)
             except PwmlError as error:

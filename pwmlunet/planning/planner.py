@@ -113,8 +113,8 @@ class _Rules:
             )
         side = self._grid_side()
         largest = max(self._head_side(i) for i in range(self.n_cases))
-        if self.median_voxels < _TINY_LESION_VOXELS and side < _LEAST_ENLARGEMENT * largest:
-            self.decide("crop", "square around the head, its own pixels", f"the head fills {share:.0%} of the field; heads of up to {largest} pixels would be enlarged less than {_LEAST_ENLARGEMENT:g} ×, which blurs lesions of one pixel away")  # fmt: skip
+        if side < _LEAST_ENLARGEMENT * largest:
+            self.decide("crop", "square around the head, its own pixels", f"the head fills {share:.0%} of the field; heads of up to {largest} pixels would be enlarged less than {_LEAST_ENLARGEMENT:g} ×, which blurs some lesions of one pixel away")  # fmt: skip
             return Preparation(self.slice_axis, "head_square", normalisation)
         enlarged = side / float(np.median([self._head_side(i) for i in range(self.n_cases)]))
         self.decide("crop", f"square around the head, resized to {side} × {side}", f"the head fills {share:.0%} of the field: enlarging it {enlarged:.1f} × lets a network of few poolings see a lesion of {self.median_voxels:g} voxels")  # fmt: skip

@@ -208,6 +208,8 @@ def _explicit_cases(folder: Path, entries: Any, where: str) -> Iterator[_Files]:
     if not isinstance(entries, dict):
         raise PwmlError(f'{where}: "dataset" must be an object of cases with "images" and "label"')
     for name, entry in entries.items():
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise PwmlError(f'{where}: case {name!r} in "dataset" must be a plain name without slashes')
         if not _is_entry(entry):
             raise PwmlError(
                 f'{where}: case {name!r} in "dataset" needs "images" (a list of paths) and "label" (a path)'

@@ -124,6 +124,7 @@ class CaseStore:
 
     def remove(self, name: str) -> None:
         """Removes a case."""
+        assert (self.folder / name).parent == self.folder and name not in ("", ".."), name
         rmtree(self.folder / name, ignore_errors=True)
 
     def reference(self, name: str) -> NDArray[np.uint8]:

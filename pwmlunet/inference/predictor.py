@@ -155,6 +155,8 @@ def predict_folder(
             write_image(output / f"{case.name}{file_ending}", prediction.mask, prediction.geometry)
         except PwmlError as error:
             problems.append(name_case(error, case.name))
+        except (torch.OutOfMemoryError, MemoryError):
+            problems.append(f"case {case.name}: there is not enough memory: try --device cpu or --no-flips")
     if problems:
         raise PwmlError.listing(f"{len(problems)} of {len(todo)} cases failed, the others are done", problems)
     return len(todo)

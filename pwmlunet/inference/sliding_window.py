@@ -129,6 +129,8 @@ def _running_average(network: SegmentationNetwork, batch: Tensor, patch_yx: tupl
     size_yx = (batch.shape[-2], batch.shape[-1])
     starts = [
         sorted({min(i * (size // 3), max(size - patch, 0)) for i in range(3)})
+        if size // 3 <= patch and size - patch <= 2 * (size // 3)
+        else tile_starts(size, patch, patch // 2)  # three tiles would not cover a slice this large
         for size, patch in zip(size_yx, patch_yx, strict=True)
     ]
     seen = torch.zeros(size_yx, dtype=torch.bool, device=batch.device)

@@ -155,9 +155,10 @@ class _Rules:
         if np.ptp(spacings, axis=0).max() <= 0.1 * spacings.mean():
             self.decide("in-plane grid", "native", "all cases have nearly the same spacing")
             return None
-        tiny = self.median_voxels < _TINY_LESION_VOXELS
+        smallest = min(lesion.n_voxels for lesion in self.fingerprint.lesions)
+        tiny = smallest < _TINY_LESION_VOXELS
         y, x = (float(v) for v in (spacings.min(0) if tiny else np.median(spacings, axis=0)))
-        reason = f"the median lesion has {self.median_voxels:g} voxels: never coarser than any case" if tiny else "the median"  # fmt: skip
+        reason = f"the smallest lesion has {smallest} voxels: never coarser than any case" if tiny else "the median"  # fmt: skip
         self.decide("in-plane grid", f"{y:.3g} × {x:.3g} mm", reason)
         return y, x
 

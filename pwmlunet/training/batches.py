@@ -34,16 +34,17 @@ def training_cases(run: Run, names: Sequence[str], device: torch.device) -> list
 
 
 def draw_batches(
-    run: Run, cases: Sequence[TrainingCase], *, seed: int, first: int, pin_memory: bool
+    run: Run, cases: Sequence[TrainingCase], *, seed: int, first: int
 ) -> Iterator[dict[str, Any]]:
     """The batches from number `first` on, drawn by worker processes where asked for and while they live."""
     number = first
     workers = 0 if isinstance(cases[0].image, Tensor) else run.config.workers  # tensors are on a card already
     if workers:
         loader = _loader(run, cases, seed=seed, first=first, workers=workers)
-        seeds = [seed + worker for worker in range(workers)]
         try:
-            for batch in MultiThreadedAugmenter(loader, None, workers, seeds=seeds, pin_memory=pin_memory):
+            for batch in MultiThreadedAugmenter(
+                loader, None, workers, seeds=list(range(workers)), pin_memory=True
+            ):
                 yield batch
                 number += 1
         except RuntimeError as error:

@@ -12,7 +12,7 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.files import make_folder, read_json, write_json
 from pwmlunet.inference.model import ALL, TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
-from pwmlunet.planning.plan import Plan
+from pwmlunet.planning.plan import Plan, read_labels
 from pwmlunet.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def _begin(folder: Path, prepared: Path, plan: Plan, config: TrainingConfig) -> 
     """Writes the run's JSON files, or checks that they say the same."""
     make_folder(folder)
     path = folder / "training.json"
-    begun = any(folder.glob("fold_*/*.pt"))
+    begun = any(folder.glob("fold_*/training.log"))
     if begun and path.is_file():
         known = TrainingConfig.read(path)
         differing = [
@@ -82,6 +82,8 @@ def _begin(folder: Path, prepared: Path, plan: Plan, config: TrainingConfig) -> 
         ]
         if not _same_plan(Plan.read(folder / "plan.json"), plan, config.configuration):
             differing.append("another plan.json")
+        if read_labels(folder / "dataset.json") != read_labels(prepared / "dataset.json"):
+            differing.append("other labels")
         if differing:
             raise PwmlError(f"{folder} was begun with {join(differing)}: name another run with --run, or delete it")  # fmt: skip
     else:

@@ -202,4 +202,8 @@ class PatchLoader(SlimDataLoaderBase):  # type: ignore[misc]
 
 
 def _stack(arrays: Sequence[Any]) -> Any:
-    return torch.stack(list(arrays)) if isinstance(arrays[0], torch.Tensor) else np.stack(arrays)
+    return (
+        torch.stack(list(arrays))
+        if isinstance(arrays[0], torch.Tensor)
+        else torch.from_numpy(np.stack(arrays))
+    )

@@ -82,8 +82,7 @@ class FoldTrainer:
     def _train_epochs(self, stop: Stop) -> None:
         cases = training_cases(self.run, self.split.train, self.device)
         losses_of = self._losses()
-        on_card = self.device.type == "cuda"
-        batches = draw_batches(self.run, cases, seed=self.seed, first=self.step, pin_memory=on_card)
+        batches = draw_batches(self.run, cases, seed=self.seed, first=self.step)
         saved = time.monotonic()
         total = self.config.epochs * self.config.steps_per_epoch
         with tqdm(total=total, initial=self.step, desc=f"fold {self.fold}", unit="step", leave=False) as bar:
@@ -236,7 +235,8 @@ class FoldTrainer:
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # empty where the run began without float16
+                self.scaler.load_state_dict(state["scaler"])
             self.step, self.losses = state["step"], state["losses"]
             self.best, self.plateau = state["best"], state["plateau"]
         except (LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pwmlunet.data.image import write_image
+from pwmlunet.data.store import CaseFacts
 from pwmlunet.evaluation.evaluate import CaseScores, score_case, summarise, write_summary
 from pwmlunet.inference.predictor import Predictor, write_probability
 from pwmlunet.networks.base import SegmentationNetwork
@@ -31,10 +33,11 @@ def look(
     scores: dict[float, list[CaseScores]] = {t: [] for t in _SELECTION_THRESHOLDS}
     for name in cases:
         case = run.store.read(name)
+        reference = run.store.reference(name)
         probability = predictor.predict_prepared(case.image, case.facts.way_back).probability
         for threshold in _SELECTION_THRESHOLDS:
             mask = run.model.labels.decode(probability, threshold)
-            scores[threshold].append(_score(run, name, mask))
+            scores[threshold].append(_score(run, case.facts, reference, mask))
     f1 = float(np.mean([_pooled_f1(scored) for scored in scores.values()]))
     return f1, _mean_dice(scores[0.5])
 
@@ -49,20 +52,18 @@ def validate(run: Run, fold: str, device: torch.device) -> list[CaseScores]:
         prediction = predictor.predict_prepared(case.image, case.facts.way_back)
         write_probability(folder / f"{name}.npz", prediction.probability)
         _write_mask(folder / f"{name}.nii.gz", prediction.mask, prediction.geometry)
-        scores.append(_score(run, name, prediction.mask))
+        scores.append(_score(run, case.facts, run.store.reference(name), prediction.mask))
     write_summary(folder / "summary.json", scores)
     return scores
 
 
-def _score(run: Run, name: str, mask: Any) -> CaseScores:
-    facts = run.store.facts(name)
-    assert facts is not None
+def _score(run: Run, facts: CaseFacts, reference: NDArray[np.uint8], mask: NDArray[np.uint8]) -> CaseScores:
     return score_case(
-        run.store.reference(name),
+        reference,
         mask,
         spacing_zyx_mm=facts.way_back.geometry.spacing_zyx_mm,
         labels=run.model.labels,
-        name=name,
+        name=facts.name,
         subject=facts.subject,
     )
 

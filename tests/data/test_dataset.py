@@ -87,6 +87,7 @@ def test_explicit_paths_are_relative_to_the_dataset(make_dataset: MakeDataset) -
         ({"labels": REGIONS, "regions_class_order": [1]}, '{path}: "regions_class_order" must list one label value for each region'),
         ({"labels": REGIONS, "regions_class_order": "12"}, '{path}: "regions_class_order" must list one label value for each region'),
         ({"subjects": {"nobody": "1"}}, '{path}: "subjects" names cases that do not exist: nobody'),
+        ({"dataset": {"/a/b": {"images": ["x.nrrd"], "label": "y.nrrd"}}}, '{path}: case \'/a/b\' in "dataset" must be a plain name without slashes'),
         ({"dataset": ["a"]}, '{path}: "dataset" must be an object of cases with "images" and "label"'),
         ({"dataset": {"a": {"images": "x.nrrd", "label": "y.nrrd"}}}, '{path}: case \'a\' in "dataset" needs "images" (a list of paths) and "label" (a path)'),
         ({"dataset": {"a": {"images": ["x.nrrd"]}}}, '{path}: case \'a\' in "dataset" needs "images" (a list of paths) and "label" (a path)'),

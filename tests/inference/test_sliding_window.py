@@ -152,3 +152,8 @@ def test_a_real_network_sees_a_run_as_it_sees_each_slice():
     with torch.inference_mode():
         single = network.segment(image[None, :, [0, 0, 1]])
     assert torch.allclose(whole[:, :1], single[0], atol=1e-5)
+
+
+def test_trident_tiles_leave_no_gap_in_a_slice_far_larger_than_the_patch():
+    image = torch.ones(1, 1, 40, 36)
+    assert torch.equal(predict(Neighbours(), image, patch=(4, 8), tiles="trident"), image)

@@ -270,6 +270,10 @@ def test_another_recipe_in_the_same_run_is_refused(copied, trained_home, tiny):
     plan.write_text(plan.read_text().replace('"batch_size": 4', '"batch_size": 2'))
     with pytest.raises(PwmlError, match=r"another plan\.json"):
         open_run(workspace, "1", tiny.recipe, None)
+    labels = home / "preprocessed" / "Dataset001_Tiny" / "dataset.json"
+    labels.write_text(labels.read_text().replace('"lesion": 1', '"lesion": 2'))
+    with pytest.raises(PwmlError, match="other labels"):
+        open_run(workspace, "1", tiny.recipe, None)
 
 
 @pytest.mark.parametrize("fold", ["4", "-1", "00", "x", "²", ""])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import entry_point
 from scipy.spatial.transform import Rotation
 
 from pwmlunet.data.dataset import write_dataset_json
@@ -184,15 +185,13 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """Runs a command in this process: exit code, what it printed, what it complained."""
-    from pwmlunet import cli
-
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
-            getattr(cli, name)([str(argument) for argument in arguments])
+            entry_point(name)([str(argument) for argument in arguments])
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)

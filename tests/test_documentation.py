@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import ENTRY_POINTS, entry_point
 
-from pwmlunet import cli
+from pwmlunet.cli.predicting import _part
+from pwmlunet.cli.training import _recipe
 from pwmlunet.config import Config
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import read_json, write_json
@@ -29,7 +31,6 @@ from pwmlunet.training.losses import LOSSES
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "documentation"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(FOLDER.glob("*.md"))]
-COMMANDS = ("convert", "plan_and_preprocess", "train", "predict", "evaluate", "demo")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -92,20 +93,20 @@ def command_lines(page: Path) -> Iterator[list[str]]:
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    return getattr(cli, command).__wrapped__()  # type: ignore[no-any-return]
+    return entry_point(command).__wrapped__()  # type: ignore[attr-defined,no-any-return]
 
 
 def check_line(words: list[str]) -> None:
     """Parses a line as the command would; ValueError says what is wrong with it."""
     command = words[0].removeprefix("pwml_")
-    if command not in COMMANDS:
+    if command not in ENTRY_POINTS:
         raise ValueError(f"no such command: {shlex.join(words)}")
     try:
         arguments = parser_of(command).parse_args(words[1:])
         if command == "train":
-            cli._recipe(arguments)
+            _recipe(arguments)
         if command == "predict":
-            cli._part([], arguments.part)
+            _part([], arguments.part)
     except SystemExit as error:
         if error.code:
             raise ValueError(f"does not parse: {shlex.join(words)}") from error
@@ -134,8 +135,8 @@ def test_a_wrong_command_line_is_noticed(line: str) -> None:
 
 def test_every_command_has_examples_on_its_page() -> None:
     shown = [words[0] for words in command_lines(FOLDER / "commands.md")]
-    assert {f"pwml_{command}": shown.count(f"pwml_{command}") >= 2 for command in COMMANDS} == {
-        f"pwml_{command}": True for command in COMMANDS
+    assert {f"pwml_{command}": shown.count(f"pwml_{command}") >= 2 for command in ENTRY_POINTS} == {
+        f"pwml_{command}": True for command in ENTRY_POINTS
     }
 
 
@@ -149,7 +150,7 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
             yield next(name for name in action.option_strings if name.startswith("--"))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ENTRY_POINTS)
 def test_every_option_is_described(command: str) -> None:
     _, section = text_of(FOLDER / "commands.md").split(f"\n## pwml_{command}\n")
     section = section.split("\n## ")[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import ENTRY_POINTS
 
 from pwmlunet.data.image import read_image, write_image
 
@@ -99,10 +100,10 @@ def test_from_a_raw_dataset_to_scores(home, raw, tiny, command):
     assert (home / "all" / "summary.json").is_file() and (home / "all" / "overlay.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["convert", "demo", "evaluate", "plan_and_preprocess", "predict", "train"])
+@pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_help_is_quick_and_needs_nothing_heavy(name):
     script = (
-        f"import sys\nfrom pwmlunet.cli import {name}\ntry: {name}(['--help'])\nexcept SystemExit: pass\n"
+        f"import sys\nfrom {ENTRY_POINTS[name].split(':')[0]} import {name}\ntry: {name}(['--help'])\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'SimpleITK', 'matplotlib', 'scipy', 'numpy'} & set(sys.modules)\nassert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -17,7 +17,8 @@ from pwmlunet.data.image import Geometry, write_image
 from pwmlunet.data.parallel import name_case
 from pwmlunet.data.store import WayBack
 from pwmlunet.errors import PwmlError
-from pwmlunet.files import make_folder, replacing
+from pwmlunet.evaluation.probabilities import write_probability
+from pwmlunet.files import make_folder
 from pwmlunet.inference.device import choose_device, keep_freed_memory, prediction_format
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
@@ -160,9 +161,3 @@ def predict_folder(
     if problems:
         raise PwmlError.listing(f"{len(problems)} of {len(todo)} cases failed, the others are done", problems)
     return len(todo)
-
-
-def write_probability(path: Path, probability: NDArray[np.float32]) -> None:
-    """Writes probabilities (K, Z, Y, X) as `probability` in a compressed .npz, in half precision."""
-    with replacing(path) as temporary:
-        np.savez_compressed(temporary, probability=probability.astype(np.float16))

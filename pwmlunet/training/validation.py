@@ -13,7 +13,8 @@ from tqdm import tqdm
 from pwmlunet.data.image import write_image
 from pwmlunet.data.store import CaseFacts
 from pwmlunet.evaluation.evaluate import CaseScores, score_case, summarise, write_summary
-from pwmlunet.inference.predictor import Predictor, write_probability
+from pwmlunet.evaluation.probabilities import write_probability
+from pwmlunet.inference.predictor import Predictor
 from pwmlunet.networks.base import SegmentationNetwork
 from pwmlunet.training.run import Run
 

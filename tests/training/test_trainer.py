@@ -335,7 +335,7 @@ class Blocker:
         if name.split(".")[0] in ("SimpleITK", "skimage"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
-from pwmlunet.cli import train
+from pwmlunet.cli.training import train
 train(["1", "0", "--epochs", "1", "--steps", "1", "--device", "cpu"])
 """
 

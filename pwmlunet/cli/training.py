@@ -1,0 +1,101 @@
+"""pwml_train."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pwmlunet.cli.command import Parser, add_device, command, new_parser, say
+from pwmlunet.errors import PwmlError
+
+_TRAINING_OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "--loss": (
+        "loss",
+        str,
+        'a loss or weighted sum: sbfl, focal, bce_dice, focal_tversky, "sbfl + 0.5*dice"',
+    ),
+    "--epochs": ("epochs", int, "epochs"),
+    "--steps": ("steps_per_epoch", int, "steps in an epoch"),
+    "--batch": ("batch_size", int, "patches in a step"),
+    "--rate": ("learning_rate", float, "learning rate"),
+    "--seed": ("seed", int, "seed of weights, patches and augmentation"),
+    "--workers": ("workers", int, "processes that draw patches (0: none)"),
+    "--precision": ("precision", str, "auto, float32, bfloat16 or float16"),
+    "--checkpoint": ("checkpoint", str, "best or last"),
+}
+
+
+def _run_train(arguments: argparse.Namespace) -> None:
+    from pwmlunet.data.workspace import Workspace
+    from pwmlunet.evaluation.evaluate import summarise, table
+    from pwmlunet.training.interruption import TrainingStoppedError
+    from pwmlunet.training.run import open_run
+    from pwmlunet.training.trainer import FoldTrainer
+
+    run = open_run(Workspace.from_environment(), arguments.dataset, _recipe(arguments), arguments.run)
+    for fold in arguments.fold:
+        run.split(fold)  # an unknown fold is told before the first is trained
+    for fold in arguments.fold:
+        try:
+            scores = FoldTrainer(run, fold).train()
+        except TrainingStoppedError as error:
+            say(f"{error}; the same command goes on", file=sys.stderr)
+            sys.exit(130)
+        if scores:
+            say(table(summarise(scores), scores))
+        say(f"fold {fold} is trained{'' if scores else ' already'}: {run.model.fold_folder(fold)}")
+
+
+def _recipe(arguments: argparse.Namespace) -> Any:
+    """The recipe of --recipe, with the options of the command line laid over it."""
+    from pwmlunet.config import did_you_mean
+    from pwmlunet.training.config import RECIPES, TrainingConfig
+
+    if arguments.recipe not in RECIPES:
+        raise PwmlError(f"unknown recipe {arguments.recipe!r}{did_you_mean(arguments.recipe, RECIPES)}")
+    values = RECIPES[arguments.recipe].to_dict()
+    values["configuration"] = arguments.configuration or ""
+    for field in [*(field for field, _, _ in _TRAINING_OPTIONS.values()), "device"]:
+        if getattr(arguments, field) is not None:
+            values[field] = getattr(arguments, field)
+    if arguments.compile:
+        values["compile"] = True
+    for setting in arguments.set:
+        _set(values, setting)
+    return TrainingConfig.from_dict(values, "the recipe")
+
+
+def _set(values: dict[str, Any], setting: str) -> None:
+    """Lays KEY=VALUE over nested values; a key may be augmentation.noise."""
+    key, separator, text = setting.partition("=")
+    if not separator:
+        raise PwmlError(f"--set {setting}: write KEY=VALUE, such as augmentation.noise=0.1")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise PwmlError(f"--set {setting}: {parent!r} holds no further settings")
+    try:
+        values[last] = json.loads(text)
+    except json.JSONDecodeError:
+        values[last] = text
+
+
+@command(_run_train)
+def train() -> Parser:
+    """pwml_train: train folds."""
+    parser = new_parser(
+        "pwml_train", "Train one or several folds; the same command goes on where it stopped."
+    )
+    parser.add_argument("dataset", help="number or name of the dataset")
+    parser.add_argument("fold", nargs="+", help="0 to 4, several of them, or all (every case)")
+    parser.add_argument("-c", "--configuration", help="configuration of plan.json (default: the plan's)")
+    parser.add_argument("--run", help="name of the model folder (default: the configuration's)")
+    parser.add_argument("--recipe", default="default", help="default or trident_paper")
+    for option, (field, kind, text) in _TRAINING_OPTIONS.items():
+        parser.add_argument(option, dest=field, type=kind, help=text)
+    add_device(parser)
+    parser.add_argument("--compile", action="store_true", help="try torch.compile")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of training.json, such as augmentation.noise=0.1")  # fmt: skip
+    return parser

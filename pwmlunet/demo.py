@@ -214,7 +214,7 @@ def _paint_layers(rng: Generator, frame: _Frame, inner: Floats) -> Floats:
     """Scalp, skull, fluid, cortex and white matter, from the outside in."""
     unit, shape = frame.unit, inner.shape
     signal = np.zeros(shape, np.float32)
-    patchy = np.clip(1 + 0.3 * _noise(rng, shape, 2.5), 0.4, 1.5)
+    patchy = np.asarray(np.clip(1 + 0.3 * _noise(rng, shape, 2.5), 0.4, 1.5), np.float32)
     forehead = np.clip(-frame.back, 0, 1)
     _blend(signal, frame.depth, _SCALP * patchy)
     _blend(signal, frame.depth - unit * (1.2 + 0.6 * forehead), _SKULL + 14 * forehead)

@@ -52,7 +52,8 @@ class _SliceReader:
             return None
         dz, dy, dx = self.spacing_zyx_mm
         array = np.stack([image for _, image in whole])
-        geometry = Geometry(array.shape, (dz, dy, dx), (0.0, 0.0, run[0].number * dz))
+        depth, height, width = array.shape
+        geometry = Geometry((depth, height, width), (dz, dy, dx), (0.0, 0.0, run[0].number * dz))
         return Image(array, geometry), Image(np.stack([m for m in masks if m is not None]), geometry)
 
     def _read_picture(self, path: Path) -> NDArray[Any] | None:

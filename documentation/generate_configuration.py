@@ -1,4 +1,4 @@
-"""Writes configuration.md from the config classes: their fields, defaults and the lines under the fields.
+"""Writes configuration.md and scores.md from the classes: fields, defaults and the lines under the fields.
 
 python documentation/generate_configuration.py
 """
@@ -15,7 +15,21 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pwmlunet.config import Config
 from pwmlunet.data.image import Geometry
-from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.evaluation.bootstrap import Interval
+from pwmlunet.evaluation.detection import Candidate, Froc, FrocPoint
+from pwmlunet.evaluation.evaluate import VERSION
+from pwmlunet.evaluation.lesion_table import LesionRow, LesionTable, Totals
+from pwmlunet.evaluation.lesions import Detection, Lesion, LesionScores, Match
+from pwmlunet.evaluation.profiles import PROFILES
+from pwmlunet.evaluation.profiles.folders import Figure, ProfileResult
+from pwmlunet.evaluation.reliability import Reliability, ReliabilityBin, ReliabilityCounts
+from pwmlunet.evaluation.scores import CaseScores, TargetScores
+from pwmlunet.evaluation.sizes import SizeBin
+from pwmlunet.evaluation.summary import Mean, Summary, TargetSummary
+from pwmlunet.evaluation.voxels import VoxelScores
+from pwmlunet.inference.postprocessing import Choice, Estimate, Figures, Postprocessing
+from pwmlunet.inference.selection import Best
+from pwmlunet.inference.selection import Candidate as Contender
 from pwmlunet.networks import NETWORKS
 from pwmlunet.planning.fingerprint import CaseFingerprint, ChannelFacts, Fingerprint, LesionFacts
 from pwmlunet.planning.plan import Configuration, Decision, ExpectedInput, Plan
@@ -23,9 +37,7 @@ from pwmlunet.planning.preprocessing import NORMALISATIONS, Preparation
 from pwmlunet.training.config import RECIPES, AugmentationConfig, TrainingConfig
 from pwmlunet.training.losses import LOSSES
 
-TARGET = Path(__file__).with_name("configuration.md")
-
-_INTRODUCTION = """\
+_CONFIGURATION = """\
 # Configuration
 
 <!-- Made by documentation/generate_configuration.py from the classes themselves: edit the line under the field
@@ -47,11 +59,11 @@ A key with a default may be left out. [Commands](commands.md) says how options o
 """
 
 
-def generate() -> str:
+def configuration() -> str:
     """The whole text of configuration.md."""
     return "\n".join(
         [
-            _INTRODUCTION,
+            _CONFIGURATION,
             "## plan.json\n",
             "Edit it after planning, then run `pwml_plan_and_preprocess` again: an edited plan is kept, and only",
             "cases whose preparation changed are prepared again. A configuration may inherit from another:\n",
@@ -81,6 +93,9 @@ def generate() -> str:
             ),
             "## postprocessing.json\n",
             *_section(Postprocessing, "The whole file"),
+            *_section(Choice, "`chosen`"),
+            *_section(Figures, "`figures` of a choice"),
+            *_section(Estimate, "Each figure"),
             "## fingerprint.json\n",
             *_section(Fingerprint, "The whole file"),
             *_section(CaseFingerprint, "`cases`: a list of"),
@@ -89,6 +104,91 @@ def generate() -> str:
             *_section(LesionFacts, "`lesions`: a list of"),
         ]
     )
+
+
+_SCORES = """\
+# Scores
+
+<!-- Made by documentation/generate_configuration.py from the classes themselves: edit the line under the field
+in the code, then run the script. -->
+
+What `pwml_evaluate` counts and writes. The rules first; they also stand, in words, at the top of each `summary.json`.
+
+- **Space.** Everything is counted on the image's own grid, in mm from its affine. A picture without spacing has 1 mm a pixel,
+  and the summary says so. Voxels labelled "ignore" are taken out of both masks before anything else.
+- **A lesion** is a connected component: voxels that meet at a corner belong together (26 in 3-D, 8 in a single slice).
+- **Found** means matched. Reference and predicted lesions are matched one to one, such that the sum of the IoU of the pairs is
+  greatest, and a pair counts from an IoU of 0.1. With "any overlap" one component over the whole slice finds
+  everything; with an IoU of 0.5 a lesion of 2 × 2 pixels that is drawn one pixel aside is a miss and a false alarm. Both
+  stand beside it, and so does "centroids within 2 mm".
+- **Empty cases.** Nothing there and nothing predicted: out of the means, and counted as clean. Nothing there and something
+  predicted: false positives, counted for each clean subject too. Something there and nothing predicted: Dice 0, recall
+  0, F1 0; precision and distances are undefined, and how often is counted. No mean holds a NaN, and each has its n.
+- **Intervals** are 95 %, by bootstrap over subjects (2000 resamples, fixed seed): slices of one head are no
+  independent cases. With one subject there are none, and the summary says so.
+- **FROC** needs probabilities (`CASE.npz` beside the mask: `pwml_predict --save-probabilities`, nnU-Net's `--save_probabilities`).
+  Candidates are components of the probability above a low threshold, ranked by the logits of their mean and of their
+  highest probability.
+- **Reliability** compares promised with observed probability in the neighbourhood of lesions and candidates. Over whole images
+  every model looks calibrated, because it is right about the background.
+- **Sizes** are binned by the quartiles of the training lesions, where the predictions know them (`prediction.json`), or by
+  `--size-bins`.
+
+## Profiles
+
+How a paper or a challenge counts, for setting a published number beside ours: `pwml_evaluate --profile NAME`. The
+figures go beside the honest ones, with a sentence on how they differ.
+
+"""
+
+
+def scores() -> str:
+    """The whole text of scores.md."""
+    rows = [["profile", "source", "how it differs"]]
+    rows += [[f"`{name}`", profile.source, profile.differs] for name, profile in PROFILES.items()]
+    return "\n".join(
+        [
+            _SCORES + "\n".join(_table(rows)) + "\n",
+            "## summary.json\n",
+            f"Version {VERSION}: `version`, `rules` (in words), `summary` and `cases`. `cases.csv` and `lesions.csv` beside it hold the",
+            "same numbers as tables, a row for each case and target and for each lesion.\n",
+            *_section(Summary, "`summary`"),
+            *_section(TargetSummary, "`targets`: one for each name"),
+            *_section(Mean, "`means`: one for each score"),
+            *_section(Interval, "`interval`"),
+            *_section(Detection, "`pooled`: one for each matching rule"),
+            *_section(SizeBin, "`by_size`: a list of"),
+            *_section(Froc, "`froc`: one for each ranking"),
+            *_section(FrocPoint, "`curve`: a list of"),
+            *_section(Reliability, "`reliability`"),
+            *_section(ReliabilityBin, "`bins`: a list of"),
+            *_section(CaseScores, "`cases`: a list of"),
+            *_section(TargetScores, "`targets` of a case"),
+            *_section(VoxelScores, "`voxels`"),
+            *_section(LesionScores, "`lesions`"),
+            *_section(Lesion, "`reference` and `predicted`: a list of"),
+            *_section(Match, "`matches`: a list of"),
+            *_section(Candidate, "`candidates`: a list of"),
+            *_section(ReliabilityCounts, "`reliability` of a case"),
+            *_section(ProfileResult, "`profiles`: a list of"),
+            *_section(Figure, "`targets` of a profile, by target and name"),
+            "## CASE_lesions.json\n",
+            "What `pwml_predict` writes beside each mask; `CASE_lesions.csv` has the same rows and the totals last.\n",
+            *_section(LesionTable, "The whole file"),
+            *_section(Totals, "`totals`: one for each target"),
+            *_section(LesionRow, "`lesions`: a list of"),
+            "## best.json\n",
+            "What `pwml_find_best` chose, in the dataset's folder of results.\n",
+            *_section(Best, "The whole file"),
+            *_section(Contender, "`candidates`: a list of"),
+        ]
+    )
+
+
+PAGES = {
+    Path(__file__).with_name("configuration.md"): configuration,
+    Path(__file__).with_name("scores.md"): scores,
+}
 
 
 def _section(
@@ -176,4 +276,5 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(generate(), encoding="utf-8")
+    for path, page in PAGES.items():
+        path.write_text(page(), encoding="utf-8")

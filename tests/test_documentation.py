@@ -55,9 +55,10 @@ def generator() -> dict[str, Any]:
     return runpy.run_path(str(FOLDER / "generate_configuration.py"))
 
 
-def test_the_configuration_page_is_current() -> None:
-    current = text_of(FOLDER / "configuration.md") == generator()["generate"]()
-    assert current, "configuration.md is stale: run python documentation/generate_configuration.py"
+@pytest.mark.parametrize("name", ["configuration.md", "scores.md"])
+def test_the_generated_pages_are_current(name: str) -> None:
+    current = text_of(FOLDER / name) == generator()["PAGES"][FOLDER / name]()
+    assert current, f"{name} is stale: run python documentation/generate_configuration.py"
 
 
 def test_inherited_fields_are_described() -> None:
@@ -285,5 +286,5 @@ def write_model(folder: Path, plan: Plan) -> None:
 
 def test_every_config_of_the_page_is_a_config() -> None:
     found = [value for value in generator().values() if isinstance(value, type) and issubclass(value, Config)]
-    titles = re.findall(r"^### ", text_of(FOLDER / "configuration.md"), re.MULTILINE)
+    titles = [t for path in generator()["PAGES"] for t in re.findall(r"^### ", text_of(path), re.MULTILINE)]
     assert len(titles) == len(found) - 1 + len(NETWORKS)  # Config itself is imported too

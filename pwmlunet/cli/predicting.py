@@ -6,30 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from pwmlunet.cli.command import Parser, add_device, command, count_cases, new_parser, say
+from pwmlunet.config import join
 from pwmlunet.errors import PwmlError
+
+_POSTPROCESSING: dict[str, tuple[str, str]] = {
+    "--threshold": ("threshold", "probability above which a voxel is lesion"),
+    "--smallest-lesion-mm3": ("smallest_lesion_mm3", "smaller lesions are removed"),
+    "--least-peak-probability": (
+        "least_peak_probability",
+        "lesions in which no voxel is above it are removed",
+    ),
+    "--temperature": ("temperature", "what logits are divided by; 1 leaves probabilities as they are"),
+}
+_SHOWN = 10
 
 
 def _run_predict(arguments: argparse.Namespace) -> None:
-    from dataclasses import replace
-
     from pwmlunet.data.dataset import find_cases, read_dataset_json
-    from pwmlunet.data.workspace import Workspace
-    from pwmlunet.inference.model import TrainedModel, find_model
-    from pwmlunet.inference.postprocessing import Postprocessing
     from pwmlunet.inference.predictor import Predictor, predict_folder
 
-    if arguments.model:
-        model = TrainedModel.open(arguments.model)
-    else:
-        model = find_model(Workspace.from_environment(), arguments.dataset, arguments.configuration)
-    ending = read_dataset_json(model.folder / "dataset.json")["file_ending"]
-    cases = _part(find_cases(arguments.input, len(model.plan.channel_names), ending), arguments.part)
-    postprocessing = model.postprocessing
-    if arguments.threshold is not None:
-        changed = replace(postprocessing, threshold=arguments.threshold).to_dict()
-        postprocessing = Postprocessing.from_dict(changed, "--threshold")
+    models, postprocessing = _models(arguments)
+    folder = models[0].folder
+    ending = read_dataset_json(folder / "dataset.json")["file_ending"]
+    cases = _part(find_cases(arguments.input, len(models[0].plan.channel_names), ending), arguments.part)
     predictor = Predictor(
-        model,
+        *models,
         folds=arguments.folds,
         device=arguments.device or "auto",
         flips=not arguments.no_flips,
@@ -43,9 +44,48 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         save_probabilities=arguments.save_probabilities,
         skip_existing=arguments.skip_existing,
     )
+    if arguments.review:
+        _review(arguments.output)
     known = f", {len(cases) - n_predicted} were there already" if n_predicted < len(cases) else ""
-    networks = f"{len(predictor.networks)} network{'s'[: len(predictor.networks) != 1]}"
-    say(f"{count_cases(n_predicted)} predicted by {networks} of {model.folder}{known}: {arguments.output}")
+    networks = f"{predictor.n_networks} network{'s'[: predictor.n_networks != 1]}"
+    names = join(model.folder for model in models)
+    say(f"{count_cases(n_predicted)} predicted by {networks} of {names}{known}: {arguments.output}")
+
+
+def _models(arguments: argparse.Namespace) -> Any:
+    """The models that are meant, and their postprocessing with what the command line says laid over it."""
+    from pwmlunet.data.workspace import Workspace
+    from pwmlunet.inference.model import TrainedModel
+    from pwmlunet.inference.postprocessing import Postprocessing
+    from pwmlunet.inference.selection import find_models
+
+    if arguments.model:
+        model = TrainedModel.open(arguments.model)
+        models, postprocessing = [model], model.postprocessing
+    else:
+        workspace = Workspace.from_environment()
+        models, postprocessing = find_models(workspace, arguments.dataset, arguments.configuration)
+    given = {field: getattr(arguments, field) for field, _ in _POSTPROCESSING.values()}
+    changed = {field: value for field, value in given.items() if value is not None}
+    options = join(option for option, (field, _) in _POSTPROCESSING.items() if field in changed)
+    return models, Postprocessing.from_dict({**postprocessing.to_dict(), **changed}, options)
+
+
+def _review(folder: Path) -> None:
+    """Lists the least sure lesions of a folder of predictions."""
+    from pwmlunet.evaluation.lesion_table import read_lesion_tables, write_review
+
+    path = folder / "review.csv"
+    lesions = write_review(path, read_lesion_tables(folder))
+    for case, row in lesions[:_SHOWN]:
+        slices = f"slice {row.first_slice}" + (
+            f" to {row.last_slice}" if row.last_slice > row.first_slice else ""
+        )
+        say(
+            f"  {case}: {row.target} on the {row.side}, {slices}, row {row.centroid_y_voxel:.0f}, column "
+            f"{row.centroid_x_voxel:.0f}, {row.volume_mm3:.3g} mm³, probability {row.mean_probability or 0:.2f}"
+        )
+    say(f"{len(lesions)} lesions, the least sure first, in {path}")
 
 
 def _part(cases: Sequence[Any], part: str | None) -> Sequence[Any]:
@@ -68,13 +108,19 @@ def predict() -> Parser:
     parser.add_argument(
         "-c",
         "--configuration",
-        help="run of the model, by default called as its configuration (default: the only one)",
+        help="run of the model, by default called as its configuration (default: what pwml_find_best chose, else the only one)",
     )
     parser.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d and -c")
     parser.add_argument(
         "-f", "--folds", nargs="+", help="folds to average (default: the finished numbered ones, else all)"
     )
-    parser.add_argument("--threshold", type=float, help="probability above which a voxel is lesion")
+    for option, (field, text) in _POSTPROCESSING.items():
+        parser.add_argument(option, dest=field, type=float, help=f"{text} (default: postprocessing.json)")
+    parser.add_argument(
+        "--review",
+        action="store_true",
+        help="also write review.csv: the lesions of all cases, the least sure first",
+    )
     parser.add_argument(
         "--save-probabilities", "--save_probabilities", action="store_true", help="also write CASE.npz"
     )

@@ -1,6 +1,7 @@
 """Intervals by bootstrap over subjects, for one system and for the difference of two."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,11 +23,14 @@ class Interval(Config):
     """The 97.5th."""
 
 
+@lru_cache(maxsize=4)  # an evaluation asks a hundred times, for the same few numbers
 def resample(n_subjects: int, n_resamples: int = N_RESAMPLES, seed: int = SEED) -> NDArray[np.float64]:
-    """How often each subject is in each resample (R, S); the same for the same numbers, whoever asks."""
+    """How often each subject is in each resample (R, S), read-only; the same for the same numbers, whoever asks."""
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), size=n_resamples)
-    return np.asarray(drawn, np.float64)
+    weights = np.asarray(drawn, np.float64)
+    weights.setflags(write=False)
+    return weights
 
 
 def ratio_interval(parts: ArrayLike, wholes: ArrayLike) -> Interval | None:

@@ -32,10 +32,31 @@ class Lesions:
 
     components: NDArray[Any]
     """Whole numbers (Z, Y, X), 0 outside."""
+    places: NDArray[np.int64]
+    """Where the mask is, as positions in the flattened image (V,)."""
+    numbers: NDArray[np.int64]
+    """Which lesion, from 0, each of these places is of (V,)."""
     n_voxels: NDArray[np.int64]
     """Size (N,)."""
-    centroids_zyx_mm: NDArray[np.float64]
-    """Mean place (N, 3) from the first voxel of the image."""
+    centroids_zyx: NDArray[np.float64]
+    """Mean place (N, 3) in voxels."""
+    slices: NDArray[np.int64]
+    """First and last slice (N, 2)."""
+    spacing_zyx_mm: tuple[float, float, float]
+    """Of the image."""
+
+    def __len__(self) -> int:
+        return len(self.n_voxels)
+
+    @property
+    def volumes_mm3(self) -> NDArray[np.float64]:
+        """Volume (N,)."""
+        return np.asarray(self.n_voxels * math.prod(self.spacing_zyx_mm), np.float64)
+
+    @property
+    def centroids_zyx_mm(self) -> NDArray[np.float64]:
+        """Mean place (N, 3) from the first voxel of the image."""
+        return np.asarray(self.centroids_zyx * np.array(self.spacing_zyx_mm), np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +72,26 @@ class Touching:
 
 
 @dataclass(frozen=True)
+class Lesion(Config):
+    """One component of the reference or of the prediction."""
+
+    n_voxels: int
+    """Size."""
+    volume_mm3: float
+    """Size × the volume of a voxel."""
+    centroid_zyx: tuple[float, float, float]
+    """Mean place in voxels, from 0."""
+    first_slice: int
+    """The first slice it is in, from 0."""
+    last_slice: int
+    """The last slice it is in."""
+    mean_probability: float | None = None
+    """Mean probability of its voxels; None where probabilities were not given."""
+    max_probability: float | None = None
+    """Greatest probability of its voxels."""
+
+
+@dataclass(frozen=True)
 class Match(Config):
     """A reference lesion and the predicted lesion that found it, under the main rule."""
 
@@ -60,6 +101,11 @@ class Match(Config):
     """Number of the predicted lesion, from 0."""
     iou: float
     """Intersection over union of the two, in [0.1, 1]."""
+
+    @property
+    def dice(self) -> float:
+        """Twice the intersection over the sum of the two."""
+        return 2 * self.iou / (1 + self.iou)
 
 
 @dataclass(frozen=True)
@@ -91,10 +137,10 @@ class Detection(Config):
 class LesionScores(Config):
     """The lesions of one case and what became of them."""
 
-    reference_volumes_mm3: tuple[float, ...]
-    """Volume of each reference lesion, in the order of their numbers."""
-    predicted_volumes_mm3: tuple[float, ...]
-    """Volume of each predicted lesion."""
+    reference: tuple[Lesion, ...]
+    """The reference lesions, in the order of their numbers."""
+    predicted: tuple[Lesion, ...]
+    """The predicted lesions."""
     matches: tuple[Match, ...]
     """The pairs under the main rule."""
     detections: dict[str, Detection]
@@ -108,6 +154,33 @@ class LesionScores(Config):
     def main(self) -> Detection:
         """Counts and scores under the main rule."""
         return self.detections[MAIN_RULE]
+
+    @property
+    def match_of(self) -> dict[int, Match]:
+        """The match of each reference lesion that was found, by its number."""
+        return {match.reference: match for match in self.matches}
+
+    @property
+    def missed(self) -> tuple[int, ...]:
+        """Numbers of the reference lesions that were not found."""
+        found = {match.reference for match in self.matches}
+        return tuple(number for number in range(len(self.reference)) if number not in found)
+
+    @property
+    def false(self) -> tuple[int, ...]:
+        """Numbers of the predicted lesions that found none."""
+        true = {match.predicted for match in self.matches}
+        return tuple(number for number in range(len(self.predicted)) if number not in true)
+
+    @property
+    def reference_volumes_mm3(self) -> tuple[float, ...]:
+        """Volume of each reference lesion."""
+        return tuple(lesion.volume_mm3 for lesion in self.reference)
+
+    @property
+    def predicted_volumes_mm3(self) -> tuple[float, ...]:
+        """Volume of each predicted lesion."""
+        return tuple(lesion.volume_mm3 for lesion in self.predicted)
 
 
 def find_lesions(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], int]:
@@ -125,22 +198,24 @@ def find_lesions(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], int]:
 
 
 def measure_lesions(mask: NDArray[np.bool_], spacing_zyx_mm: tuple[float, float, float]) -> Lesions:
-    """The components of a mask (Z, Y, X) with their sizes and centroids."""
+    """The components of a mask (Z, Y, X) with their sizes and places."""
     components, n = find_lesions(mask)
-    index = np.flatnonzero(mask)
-    number = components.ravel()[index].astype(np.int64) - 1
-    n_voxels = np.bincount(number, minlength=n)
-    places = np.unravel_index(index, mask.shape)
-    sums = np.stack([np.bincount(number, place, minlength=n) for place in places], axis=-1)  # (N, 3)
-    return Lesions(components, n_voxels, sums / n_voxels[:, None] * np.array(spacing_zyx_mm))
+    places = np.flatnonzero(mask)
+    numbers = components.ravel()[places].astype(np.int64) - 1
+    n_voxels = np.bincount(numbers, minlength=n)
+    zyx = np.unravel_index(places, mask.shape)
+    sums = np.stack([np.bincount(numbers, steps, minlength=n) for steps in zyx], axis=-1)  # (N, 3)
+    slices = np.tile([len(mask), -1], (n, 1))
+    np.minimum.at(slices[:, 0], numbers, zyx[0])
+    np.maximum.at(slices[:, 1], numbers, zyx[0])
+    return Lesions(components, places, numbers, n_voxels, sums / n_voxels[:, None], slices, spacing_zyx_mm)
 
 
 def find_touching(reference: Lesions, prediction: Lesions) -> Touching:
     """The pairs of lesions that share a voxel, and how much they share."""
-    n_predicted = max(len(prediction.n_voxels), 1)
-    first, second = reference.components.ravel(), prediction.components.ravel()
-    index = np.flatnonzero((first != 0) & (second != 0))
-    pair = (first[index].astype(np.int64) - 1) * n_predicted + second[index].astype(np.int64) - 1
+    n_predicted = max(len(prediction), 1)
+    other = prediction.components.ravel()[reference.places].astype(np.int64) - 1
+    pair = (reference.numbers * n_predicted + other)[other >= 0]
     pair, shared = np.unique(pair, return_counts=True)
     i, j = np.divmod(pair, n_predicted)
     return Touching(i, j, shared / (reference.n_voxels[i] + prediction.n_voxels[j] - shared))
@@ -152,8 +227,9 @@ def score_lesions(
     *,
     spacing_zyx_mm: tuple[float, float, float],
     valid: NDArray[np.bool_] | None = None,
+    probability: NDArray[np.float32] | None = None,
 ) -> LesionScores:
-    """The lesion scores of two masks (Z, Y, X).
+    """The lesion scores of two masks (Z, Y, X); with a probability (Z, Y, X), that of each lesion too.
 
     Voxels outside `valid` are taken out of both masks before there are components: lesions do not grow
     together across them, and of a lesion that lies partly there only the valid part is a lesion.
@@ -164,10 +240,9 @@ def score_lesions(
     predicted = measure_lesions(prediction, spacing_zyx_mm)
     touching = find_touching(lesions, predicted)
     matched = match_by_iou(touching, 0.1)
-    voxel_mm3 = math.prod(spacing_zyx_mm)
     return LesionScores(
-        reference_volumes_mm3=tuple((lesions.n_voxels * voxel_mm3).tolist()),
-        predicted_volumes_mm3=tuple((predicted.n_voxels * voxel_mm3).tolist()),
+        reference=_describe(lesions, probability),
+        predicted=_describe(predicted, probability),
         matches=tuple(
             Match(int(touching.reference[k]), int(touching.predicted[k]), float(touching.iou[k]))
             for k in matched
@@ -182,6 +257,22 @@ def _n_repeated(numbers: NDArray[np.int64]) -> int:
     return int(np.count_nonzero(np.bincount(numbers) > 1)) if len(numbers) else 0
 
 
+def _describe(lesions: Lesions, probability: NDArray[np.float32] | None) -> tuple[Lesion, ...]:
+    columns = [lesions.n_voxels, lesions.volumes_mm3, lesions.centroids_zyx, *lesions.slices.T]
+    if probability is not None:
+        columns += mean_and_max(lesions, probability.ravel()[lesions.places])
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return tuple(Lesion(n, volume, (z, y, x), *rest) for n, volume, (z, y, x), *rest in rows)
+
+
+def mean_and_max(lesions: Lesions, values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and maximum (N,) over each lesion of the values (V,) at its places."""
+    values = values.astype(np.float64)
+    maxima = np.full(len(lesions), -np.inf)
+    np.maximum.at(maxima, lesions.numbers, values)
+    return np.bincount(lesions.numbers, values, minlength=len(lesions)) / lesions.n_voxels, maxima
+
+
 def _detections(lesions: Lesions, predicted: Lesions, touching: Touching) -> dict[str, Detection]:
     """Counts and scores by rule, in the order of `RULES`."""
     near = len(match_by_centroid(lesions, predicted, _CENTROID_MM))
@@ -192,7 +283,7 @@ def _detections(lesions: Lesions, predicted: Lesions, touching: Touching) -> dic
         "iou_0.5": (strict, strict),
         "centroid_2mm": (near, near),
     }
-    sizes = len(lesions.n_voxels), len(predicted.n_voxels)
+    sizes = len(lesions), len(predicted)
     return {rule: detection(*sizes, n_found=found[rule][0], n_true=found[rule][1]) for rule in RULES}
 
 

@@ -36,6 +36,11 @@ class MaskPairs:
         """Whose case it is."""
         return str(self.subjects.get(name, subject_of(name)))
 
+    def probability(self, name: str) -> Path | None:
+        """The probabilities beside the predicted mask; None where there are none."""
+        path = self.files[name][1].with_name(f"{name}.npz")
+        return path if path.is_file() else None
+
     def read(self, name: str) -> tuple[NDArray[Any], NDArray[Any], tuple[float, float, float]]:
         """The reference and the predicted mask (Z, Y, X) of a case, and their spacing (z, y, x) in mm.
 
@@ -60,11 +65,10 @@ def _whole_numbers(mask: NDArray[Any], known: frozenset[int | None], where: str,
         if len(odd):
             raise PwmlError(f"{where} holds {odd[0]:g}: a mask must hold whole numbers")
         mask = np.clip(mask, -1e9, 1e9).astype(np.int32)
-    unknown = ~np.isin(mask, sorted(value for value in known if value is not None))
-    if unknown.any():
-        values = join(np.unique(mask[unknown])[:5])
+    unknown = [value for value in np.unique(mask[mask != 0]) if value not in known]
+    if unknown:
         advice = advice or f"it may hold {join(sorted(v for v in known if v is not None))}"
-        raise PwmlError(f"{where} holds the value {values}: {advice}")
+        raise PwmlError(f"{where} holds the value {join(unknown[:5])}: {advice}")
     return mask
 
 

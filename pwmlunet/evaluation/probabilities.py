@@ -1,6 +1,7 @@
 """Probabilities in files: written small and in their order, read from us and from others, checked."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,21 @@ def read_probability(path: Path, shape_zyx: tuple[int, ...], n_targets: int) -> 
         PwmlError: the file is damaged, of another shape, or holds values outside [0, 1].
     """
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file:
+            arrays = np.load(file)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("a single array")
             names = [name for name in ("probability", "probabilities") if name in arrays]
             if not names:
                 raise PwmlError(f"{path} holds no array called probability: write it with pwml_predict --save-probabilities")  # fmt: skip
             probability = np.asarray(arrays[names[0]])
     except OSError as error:
         raise explain(error, path, "read") from error
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise PwmlError(f"{path} is damaged or no .npz of probabilities: write it again") from error
-    if names[0] == "probabilities" and len(probability) == n_targets + 1:
+    if probability.dtype.kind not in "fiub":
+        raise PwmlError(f"{path} holds {probability.dtype} values: probabilities must be numbers from 0 to 1")
+    if names[0] == "probabilities" and probability.shape[:1] == (n_targets + 1,):
         probability = probability[1:]
     if probability.shape != (n_targets, *shape_zyx):
         expected = join((n_targets, *shape_zyx))

@@ -1,5 +1,6 @@
-"""From probabilities to a mask."""
+"""From probabilities to a mask, and who chose how."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,66 @@ from numpy.typing import NDArray
 
 from pwmlunet.config import Config
 from pwmlunet.data.dataset import Labels
+from pwmlunet.evaluation.bootstrap import Interval
 from pwmlunet.evaluation.lesions import find_lesions
+from pwmlunet.evaluation.probabilities import logit_of, probability_of
+
+_ROUNDING = 1e-6
+_HIGHEST = 1 - 1e-7  # probabilities are in single precision, where nothing lies between this and 1
+
+
+@dataclass(frozen=True)
+class Estimate(Config):
+    """A figure and how sure it is."""
+
+    value: float | None
+    """The figure; None where it is undefined."""
+    interval: Interval | None
+    """Over resampled subjects; None with fewer than two."""
+
+
+@dataclass(frozen=True)
+class Figures(Config):
+    """The lesions of all cases together at one point, under the main rule."""
+
+    f1: Estimate
+    """2 found / (predicted + reference)."""
+    recall: Estimate
+    """Found / reference."""
+    precision: Estimate
+    """Found / predicted."""
+    false_positives_per_case: Estimate
+    """Predicted lesions that found none / cases."""
+
+
+@dataclass(frozen=True)
+class Choice(Config):
+    """Who chose the settings, from what, and how good they are; for people, nothing reads it."""
+
+    criterion: str
+    """What was wished for."""
+    reasons: tuple[str, ...]
+    """Why these settings."""
+    n_subjects: int
+    """Subjects with out-of-fold probabilities."""
+    n_subjects_with_lesions: int
+    """Those of them with lesions."""
+    n_cases: int
+    """Their cases."""
+    n_lesions: int
+    """Their lesions, of all targets."""
+    n_folds: int
+    """Folds that the probabilities come from."""
+    figures: dict[str, Figures]
+    """Nested: each subject at the point that the others chose; beside it fixed thresholds."""
+    f1_differences: dict[str, Estimate]
+    """Nested F1 less that at each fixed threshold, paired by subject."""
+    best_threshold: Interval | None
+    """Between which the threshold of the highest F1 lies when subjects are resampled, before temperature."""
+    ece_before: float | None
+    """Expected calibration error around lesions and candidates at temperature 1."""
+    ece_after: float | None
+    """The same, each subject at the temperature that the others chose."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +79,12 @@ class Postprocessing(Config):
     """A voxel above it belongs to a lesion."""
     smallest_lesion_mm3: float = 0.0
     """Smaller connected components are removed (mm² for 2-D images)."""
+    least_peak_probability: float = 0.0
+    """Components whose highest probability is not above it are removed."""
+    temperature: float = 1.0
+    """Logits are divided by it before anything else: above 1 the networks are too sure, below 1 not enough."""
+    chosen: Choice | None = None
+    """Who chose these settings; null where nobody did, or a person."""
 
     def problems(self) -> Any:
         """Values outside their range."""
@@ -26,6 +92,19 @@ class Postprocessing(Config):
             yield f"threshold must be between 0 and 1, not {self.threshold}"
         if self.smallest_lesion_mm3 < 0:
             yield f"smallest_lesion_mm3 cannot be negative, not {self.smallest_lesion_mm3}"
+        if not 0 <= self.least_peak_probability < 1:
+            yield f"least_peak_probability must be at least 0 and below 1, not {self.least_peak_probability}"
+        if not 0.05 <= self.temperature <= 20:
+            yield f"temperature must be from 0.05 to 20, not {self.temperature}"
+
+    def calibrate(self, probability: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The networks' probabilities (K, Z, Y, X) at this temperature."""
+        if self.temperature == 1:
+            return probability
+        calibrated = np.empty(probability.shape, np.float32)
+        for index in np.ndindex(probability.shape[:2]):  # by slice: logits are made in double precision
+            calibrated[index] = probability_of(logit_of(probability[index]) / self.temperature)
+        return calibrated
 
     def apply(
         self,
@@ -33,14 +112,72 @@ class Postprocessing(Config):
         labels: Labels,
         spacing_zyx_mm: tuple[float, float, float],
     ) -> NDArray[np.uint8]:
-        """The mask (Z, Y, X) for probabilities (K, Z, Y, X) on a grid of this spacing."""
-        mask = labels.decode(probability, self.threshold)
-        fewest = int(np.ceil(self.smallest_lesion_mm3 / np.prod(spacing_zyx_mm) - 1e-6))
-        if fewest <= 1:
-            return mask
-        for target in labels.targets:
-            components, _ = find_lesions(mask == target.written_as)
-            is_small = np.bincount(components.ravel()) < fewest
-            is_small[0] = False
-            mask[is_small[components]] = 0
+        """The mask (Z, Y, X) for calibrated probabilities (K, Z, Y, X) on a grid of this spacing."""
+        mask = np.zeros(probability.shape[1:], np.uint8)
+        found = find_targets(probability, labels, self.threshold)
+        for target, inside, p in zip(labels.targets, found, probability, strict=True):
+            mask[self._cleaned(inside, p, math.prod(spacing_zyx_mm))] = target.written_as
         return mask
+
+    def _cleaned(
+        self, inside: NDArray[np.bool_], probability: NDArray[Any], voxel_mm3: float
+    ) -> NDArray[np.bool_]:
+        if self.smallest_lesion_mm3 <= voxel_mm3 and self.least_peak_probability <= self.threshold:
+            return inside
+        components, n = find_lesions(inside)
+        n_voxels, peaks = sizes_and_peaks(components, n, probability)
+        kept = np.append(False, self.keeps(n_voxels * voxel_mm3, peaks))
+        return np.asarray(kept[components])
+
+    def keeps(
+        self, volumes_mm3: NDArray[np.floating[Any]], peaks: NDArray[np.floating[Any]]
+    ) -> NDArray[np.bool_]:
+        """Which components (N,) of these volumes and highest probabilities are lesions."""
+        large = volumes_mm3 * (1 + _ROUNDING) >= self.smallest_lesion_mm3
+        return np.asarray(large & (peaks > self.least_peak_probability))
+
+    def at_temperature(self, temperature: float) -> "Postprocessing":
+        """The settings that find the same lesions as these, at temperature 1, do."""
+        return Postprocessing(
+            _calibrated(self.threshold, temperature),
+            self.smallest_lesion_mm3,
+            _calibrated(self.least_peak_probability, temperature),
+            temperature,
+        )
+
+    def in_words(self) -> str:
+        """The settings in words; what does nothing is left out."""
+        words = f"threshold {self.threshold:.4g}"
+        if self.smallest_lesion_mm3:
+            words += f", lesions from {self.smallest_lesion_mm3:.3g} mm³"
+        if self.least_peak_probability:
+            words += f", highest probability above {self.least_peak_probability:.7g}"
+        return words if self.temperature == 1 else f"{words}, temperature {self.temperature:g}"
+
+
+def _calibrated(probability: float, temperature: float) -> float:
+    if probability == 0 or temperature == 1:
+        return probability
+    logit = math.log(probability / (1 - probability)) / temperature
+    return min(float(f"{1 / (1 + math.exp(-logit)):.7g}"), _HIGHEST)
+
+
+def find_targets(
+    probability: NDArray[np.floating[Any]], labels: Labels, threshold: float
+) -> NDArray[np.bool_]:
+    """Where each target is found, (K, Z, Y, X); only regions may overlap."""
+    if labels.are_regions:
+        return np.asarray(probability > threshold)
+    mask = labels.decode(probability, threshold)
+    return np.stack([mask == target.written_as for target in labels.targets])
+
+
+def sizes_and_peaks(
+    components: NDArray[Any], n: int, probability: NDArray[np.floating[Any]]
+) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
+    """Voxels and highest probability (N,) of components numbered from 1."""
+    index = np.flatnonzero(components)
+    number = components.ravel()[index].astype(np.int64) - 1
+    peaks = np.zeros(n, probability.dtype)
+    np.maximum.at(peaks, number, probability.ravel()[index])
+    return np.bincount(number, minlength=n), peaks

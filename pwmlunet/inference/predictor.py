@@ -17,8 +17,9 @@ from pwmlunet.data.image import Geometry, write_image
 from pwmlunet.data.parallel import name_case
 from pwmlunet.data.store import WayBack
 from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.lesion_table import LesionTable, tabulate, write_lesion_table
 from pwmlunet.evaluation.probabilities import write_probability
-from pwmlunet.files import make_folder
+from pwmlunet.files import make_folder, write_json
 from pwmlunet.inference.device import choose_device, keep_freed_memory, prediction_format
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
@@ -32,19 +33,35 @@ from pwmlunet.planning.preprocessing import prepare, read_case, restore
 logger = logging.getLogger(__name__)
 
 
+_Maps = tuple[NDArray[np.float32], NDArray[np.float32] | None]
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """What was found in a case, on its own grid."""
 
     probability: NDArray[np.float32]
-    """(K, Z, Y, X), one for each target of the dataset."""
+    """(K, Z, Y, X), one for each target of the dataset; calibrated where the model is."""
     mask: NDArray[np.uint8]
     """(Z, Y, X), the dataset's label values."""
     geometry: Geometry
+    spread: NDArray[np.float32] | None = None
+    """Standard deviation over the networks, before calibration, of the probability's shape; None for one network."""
+    midline_x_mm: float = 0.0
+    """Where the patient's left and right meet: the middle of the head."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A model, its networks, and how they are led over a volume."""
+
+    model: TrainedModel
+    networks: list[SegmentationNetwork]
+    window: Window
 
 
 class Predictor:
-    """A trained model ready to predict; the mean over its folds' networks.
+    """Trained models ready to predict; the mean over the models of the mean over each model's folds.
 
     Example:
         >>> predictor = Predictor(TrainedModel.open(Path("model")))  # doctest: +SKIP
@@ -53,20 +70,34 @@ class Predictor:
 
     def __init__(
         self,
-        model: TrainedModel,
-        *,
+        *models: TrainedModel,
         networks: Sequence[SegmentationNetwork] | None = None,
         folds: Sequence[str] | None = None,
         device: str = "auto",
         flips: bool = True,
         postprocessing: Postprocessing | None = None,
     ) -> None:
-        self.model = model
         self.device = choose_device(device)
-        self.networks = [n.to(self.device) for n in networks or model.load(folds)]
-        self.postprocessing = postprocessing or model.postprocessing
-        self.window = Window(model.configuration, flips, prediction_format(self.device))
+        self.members = [
+            _Member(
+                model,
+                [n.to(self.device) for n in networks or model.load(folds)],
+                Window(model.configuration, flips, prediction_format(self.device)),
+            )
+            for model in models
+        ]
+        self.postprocessing = postprocessing or models[0].postprocessing
         keep_freed_memory()
+
+    @property
+    def model(self) -> TrainedModel:
+        """The first model: its labels and file ending are those of all."""
+        return self.members[0].model
+
+    @property
+    def n_networks(self) -> int:
+        """How many networks are asked."""
+        return sum(len(member.networks) for member in self.members)
 
     def predict(
         self,
@@ -77,7 +108,7 @@ class Predictor:
     ) -> Prediction:
         """The prediction for an image (Z, Y, X) or, with several channels, (C, Z, Y, X).
 
-        Either the spacing or the whole geometry is given; only the spacing influences the result.
+        Either the spacing or the whole geometry is given; only the spacing influences the mask.
         """
         if array.ndim not in (3, 4):
             raise ValueError(f"an image is (Z, Y, X) or (C, Z, Y, X), not {array.shape}")
@@ -86,38 +117,77 @@ class Predictor:
             if spacing_zyx_mm is None:
                 raise ValueError("give spacing_zyx_mm or geometry")
             geometry = Geometry(channels[0].shape, spacing_zyx_mm)
-        image, _, way_back = prepare(channels, geometry, self.model.preparation)
-        return self.predict_prepared(image, way_back)
+        return self._predict(channels, geometry, foreground(channels[0]))
+
+    def _predict(
+        self, channels: list[NDArray[Any]], geometry: Geometry, head: NDArray[np.bool_]
+    ) -> Prediction:
+        maps = []
+        for member in self.members:
+            image, _, way_back = prepare(channels, geometry, member.model.preparation)
+            maps.append(self._ask(member, image, way_back))
+        return self._finish(*_together(maps), geometry, _middle_x_mm(head, geometry))
 
     def predict_prepared(self, image: NDArray[np.float32], way_back: WayBack) -> Prediction:
-        """The prediction for a case (C, Z, Y, X) that is on the network's grid already."""
-        tensor = torch.from_numpy(np.array(image, np.float32))  # a copy: a memory map is read-only
-        probability = restore(
-            predict_volume(self.networks, tensor, self.window, self.device), way_back
-        ).numpy()
-        geometry = way_back.geometry
-        mask = self.postprocessing.apply(probability, self.model.labels, geometry.spacing_zyx_mm)
-        return Prediction(probability, mask, geometry)
+        """The prediction for a case (C, Z, Y, X) that is on the grid of the first model's network already."""
+        return self._finish(*self._ask(self.members[0], image, way_back), way_back.geometry)
 
     def predict_files(self, files: CaseFiles) -> Prediction:
         """The prediction for a case's files; what does not look like the training cases is logged."""
-        channels, _ = read_case(files, None)
-        for oddity in oddities(
-            [c.array for c in channels], channels[0].geometry, self.model.plan.expected_input
-        ):
+        images, _ = read_case(files, None)
+        channels, geometry = [image.array for image in images], images[0].geometry
+        head = foreground(channels[0])
+        for oddity in oddities(channels, geometry, self.model.plan.expected_input, head):
             logger.warning("case %s: %s", files.name, oddity)
-        return self.predict(np.stack([c.array for c in channels]), geometry=channels[0].geometry)
+        return self._predict(channels, geometry, head)
+
+    def _ask(self, member: _Member, image: NDArray[np.float32], way_back: WayBack) -> _Maps:
+        """A member's probabilities and their spread on the case's own grid."""
+        tensor = torch.from_numpy(np.array(image, np.float32))  # a copy: a memory map is read-only
+        mean, spread = predict_volume(member.networks, tensor, member.window, self.device)
+        return (
+            restore(mean, way_back).numpy(),
+            None if spread is None else restore(spread, way_back).numpy(),
+        )
+
+    def _finish(
+        self,
+        probability: NDArray[np.float32],
+        spread: NDArray[np.float32] | None,
+        geometry: Geometry,
+        midline_x_mm: float = 0.0,
+    ) -> Prediction:
+        probability = self.postprocessing.calibrate(probability)
+        mask = self.postprocessing.apply(probability, self.model.labels, geometry.spacing_zyx_mm)
+        return Prediction(probability, mask, geometry, spread, midline_x_mm)
 
 
-def oddities(channels: Sequence[NDArray[Any]], geometry: Geometry, expected: ExpectedInput) -> list[str]:
-    """In words, how a case differs from the training cases; empty for one that does not."""
+def _together(maps: Sequence[_Maps]) -> _Maps:
+    """The mean over the models, and the spread over all their networks as if each model had as many."""
+    if len(maps) == 1:
+        return maps[0]
+    mean = np.mean([p for p, _ in maps], axis=0)
+    square = np.mean([p**2 + (0 if spread is None else spread**2) for p, spread in maps], axis=0)
+    return mean, np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def _middle_x_mm(head: NDArray[np.bool_], geometry: Geometry) -> float:
+    """The patient's x of the middle of the head, or of the image where no head is found."""
+    whole = head if head.any() else np.ones_like(head)
+    z, y, x = (float(places.mean()) for places in np.nonzero(whole))
+    return geometry.index_to_mm((z, y, x))[0]
+
+
+def oddities(
+    channels: Sequence[NDArray[Any]], geometry: Geometry, expected: ExpectedInput, head: NDArray[np.bool_]
+) -> list[str]:
+    """In words, how a case and the head in it differ from the training cases; empty for one that does not."""
     found = []
     spacing = np.array(geometry.spacing_zyx_mm)
     low, high = np.array(expected.spacing_low_zyx_mm) / 1.5, np.array(expected.spacing_high_zyx_mm) * 1.5
     if (spacing < low).any() or (spacing > high).any():
         trained = join(f"{s:.3g}" for s in expected.spacing_low_zyx_mm)
         found.append(f"its spacing {join(f'{s:.3g}' for s in spacing)} mm is far from the training cases' ({trained} mm)")  # fmt: skip
-    head = foreground(channels[0])
     for index, (image, known) in enumerate(zip(channels, expected.channels, strict=False)):
         facts = channel_facts(image, head)
         seen = (np.array(facts.percentiles) - facts.mean) / max(facts.std, 1e-6)
@@ -138,19 +208,29 @@ def predict_folder(
     save_probabilities: bool = False,
     skip_existing: bool = False,
 ) -> int:
-    """Writes a mask for each case, and its probabilities where asked for; how many were predicted.
+    """Writes a mask and a lesion table for each case; how many were predicted.
 
-    A failed case does not stop the others.
+    A failed case does not stop the others. `prediction.json` says what made the masks.
+
+    Args:
+        predictor: The models.
+        cases: Their files.
+        output: The folder that is written to.
+        file_ending: Of the masks.
+        save_probabilities: Whether CASE.npz is written too.
+        skip_existing: Whether cases that have a mask are left as they are.
 
     Raises:
         PwmlError: the cases that failed, each with its reason.
     """
     make_folder(output)
+    _describe(predictor, output / "prediction.json")
     problems = []
     todo = [c for c in cases if not (skip_existing and (output / f"{c.name}{file_ending}").is_file())]
     for case in tqdm(todo, "predict", leave=False, disable=len(todo) < 2):
         try:
             prediction = predictor.predict_files(case)
+            write_lesion_table(output, _table(predictor, case.name, prediction))
             if save_probabilities:
                 write_probability(output / f"{case.name}.npz", prediction.probability)
             write_image(output / f"{case.name}{file_ending}", prediction.mask, prediction.geometry)
@@ -161,3 +241,30 @@ def predict_folder(
     if problems:
         raise PwmlError.listing(f"{len(problems)} of {len(todo)} cases failed, the others are done", problems)
     return len(todo)
+
+
+def _table(predictor: Predictor, case: str, prediction: Prediction) -> LesionTable:
+    return tabulate(
+        case,
+        prediction.mask,
+        prediction.geometry,
+        predictor.model.labels,
+        probability=prediction.probability,
+        spread=prediction.spread,
+        midline_x_mm=prediction.midline_x_mm,
+    )
+
+
+def _describe(predictor: Predictor, path: Path) -> None:
+    """Writes what made the masks of a folder, and what a score of them wants to know."""
+    models = [member.model for member in predictor.members]
+    write_json(
+        path,
+        {
+            "version": 1,
+            "models": [f"{model.folder.parent.name}/{model.folder.name}" for model in models],
+            "n_networks": predictor.n_networks,
+            "postprocessing": predictor.postprocessing.to_dict(),
+            "lesion_quartiles_mm3": models[0].plan.to_dict()["expected_input"]["lesion_quartiles_mm3"],
+        },
+    )

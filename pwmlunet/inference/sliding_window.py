@@ -29,25 +29,27 @@ class Window:
 @torch.inference_mode()
 def predict_volume(
     networks: Sequence[SegmentationNetwork], image: Tensor, window: Window, device: torch.device
-) -> Tensor:
-    """Mean probabilities (K, Z, Y, X) of the networks for an image (C, Z, Y, X), on the CPU.
+) -> tuple[Tensor, Tensor | None]:
+    """Mean probabilities (K, Z, Y, X) of the networks for an image (C, Z, Y, X), and their spread, on the CPU.
 
-    Slices beyond the first and last repeat these, so that a volume of one slice can be predicted.
+    The spread is the standard deviation over the networks at each voxel, None for one network. Slices beyond
+    the first and last repeat these, so that a volume of one slice can be predicted.
     """
     configuration = window.configuration
     stride = configuration.network.stride
     rows, columns = image.shape[-2:]
     padded = pad(image, (0, -columns % stride, 0, -rows % stride), mode="replicate")
-    result: Tensor | None = None
+    results: list[Tensor] = []
     for outputs, inputs in _runs(image.shape[1], configuration, _slices_a_pass(padded, device)):
         part = padded[:, inputs].to(device, non_blocking=True)
-        total = sum((_predict_run(network, part, window) for network in networks), torch.zeros(()))
-        probability = (total / len(networks)).cpu()
-        if result is None:
-            result = torch.empty(len(probability), image.shape[1], *padded.shape[-2:])
-        result[:, outputs] = probability
-    assert result is not None
-    return result[..., :rows, :columns]
+        each = torch.stack([_predict_run(network, part, window) for network in networks])
+        found = [each.mean(0), each.std(0, correction=0)][: len(networks)]
+        if not results:
+            results = [torch.empty(each.shape[1], image.shape[1], *padded.shape[-2:]) for _ in found]
+        for result, values in zip(results, found, strict=True):
+            result[:, outputs] = values.cpu()
+    mean, *spread = (result[..., :rows, :columns] for result in results)
+    return mean, spread[0] if spread else None
 
 
 def _slices_a_pass(image: Tensor, device: torch.device) -> int:

@@ -36,6 +36,8 @@ class ExpectedInput(Config):
     """The largest."""
     channels: tuple[ChannelFacts, ...]
     """Medians over the training cases of the intensities inside the head."""
+    lesion_quartiles_mm3: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    """Quartiles of the training lesions' volumes by target: the bins of scores by size."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pwmlunet.data.store import Axis, slice_order
 from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.sizes import quartiles_mm3
 from pwmlunet.networks.base import DenseConfig
 from pwmlunet.networks.trident import TridentConfig
 from pwmlunet.networks.unet import UNetConfig
@@ -243,7 +244,11 @@ def _expected_input(fingerprint: Fingerprint) -> ExpectedInput:
     (z0, y0, x0), (z1, y1, x1) = np.min(spacings, axis=0).tolist(), np.max(spacings, axis=0).tolist()
     n_channels = len(fingerprint.channel_names)
     channels = tuple(_median_facts([c.channels[i] for c in fingerprint.cases]) for i in range(n_channels))
-    return ExpectedInput((z0, y0, x0), (z1, y1, x1), channels)
+    volumes: dict[str, list[float]] = {}
+    for lesion in fingerprint.lesions:
+        volumes.setdefault(lesion.target, []).append(lesion.volume_mm3)
+    quartiles = {target: quartiles_mm3(sizes) for target, sizes in volumes.items()}
+    return ExpectedInput((z0, y0, x0), (z1, y1, x1), channels, quartiles)
 
 
 def _median_facts(facts: Sequence[ChannelFacts]) -> ChannelFacts:

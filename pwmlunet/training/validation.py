@@ -14,6 +14,7 @@ from pwmlunet.data.image import write_image
 from pwmlunet.data.store import CaseFacts
 from pwmlunet.evaluation.evaluate import CaseScores, score_case, summarise, write_summary
 from pwmlunet.evaluation.probabilities import write_probability
+from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.predictor import Predictor
 from pwmlunet.networks.base import SegmentationNetwork
 from pwmlunet.training.run import Run
@@ -46,19 +47,28 @@ def look(
 def validate(run: Run, fold: str, device: torch.device) -> list[CaseScores]:
     """Predicts the held-out cases as a user would and scores them; probabilities are kept."""
     folder = run.model.fold_folder(fold) / "validation"
-    predictor = Predictor(run.model, folds=[fold], device=str(device))
+    raw = Postprocessing()  # what is chosen later is chosen from these probabilities
+    predictor = Predictor(run.model, folds=[fold], device=str(device), postprocessing=raw)
     scores = []
     for name in tqdm(run.split(fold).val, f"validate fold {fold}", leave=False):
         case = run.store.read(name)
         prediction = predictor.predict_prepared(case.image, case.facts.way_back)
         write_probability(folder / f"{name}.npz", prediction.probability)
         _write_mask(folder / f"{name}.nii.gz", prediction.mask, prediction.geometry)
-        scores.append(_score(run, case.facts, run.store.reference(name), prediction.mask))
+        scores.append(
+            _score(run, case.facts, run.store.reference(name), prediction.mask, prediction.probability)
+        )
     write_summary(folder / "summary.json", scores)
     return scores
 
 
-def _score(run: Run, facts: CaseFacts, reference: NDArray[np.uint8], mask: NDArray[np.uint8]) -> CaseScores:
+def _score(
+    run: Run,
+    facts: CaseFacts,
+    reference: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    probability: NDArray[np.float32] | None = None,
+) -> CaseScores:
     return score_case(
         reference,
         mask,
@@ -66,6 +76,7 @@ def _score(run: Run, facts: CaseFacts, reference: NDArray[np.uint8], mask: NDArr
         labels=run.model.labels,
         name=facts.name,
         subject=facts.subject,
+        probability=probability,
     )
 
 

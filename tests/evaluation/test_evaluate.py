@@ -1,158 +1,95 @@
 import json
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from drawing import CLEAN, FALSE, HIT, MISS, chances, drawn, scored
 from numpy.typing import NDArray
 
 from pwmlunet.data.dataset import Labels, Target
 from pwmlunet.data.image import Geometry, write_image
 from pwmlunet.errors import PwmlError
-from pwmlunet.evaluation.evaluate import (
-    CaseScores,
-    Summary,
-    evaluate_folders,
-    score_case,
-    summarise,
-    table,
-    write_summary,
-)
+from pwmlunet.evaluation.bootstrap import Interval
+from pwmlunet.evaluation.evaluate import evaluate_folders, read_summary, summarise, write_summary
+from pwmlunet.evaluation.probabilities import write_probability
 
-LESION = Labels((Target("lesion", (1,), 1),), ignore=9)
 DATASET_JSON = {"channel_names": {"0": "T1"}, "numTraining": 1, "file_ending": ".nii.gz"}
 
 
-def drawn(*slices: str) -> NDArray[np.uint8]:
-    """A mask (Z, Y, X) from one text per slice, rows apart by spaces; a digit is a label, . is 0."""
-    return np.array([[[int(c.replace(".", "0")) for c in row] for row in text.split()] for text in slices], np.uint8)  # fmt: skip
+def test_summary_json_holds_what_was_scored_and_by_which_rules(tmp_path: Path) -> None:
+    with_probability = scored(drawn("11..."), drawn("11..."), "p", probability=chances("99..5")[None])
+    for cases in ([HIT, MISS, FALSE, CLEAN], [with_probability], [scored(drawn("99"), drawn("11"))]):
+        write_summary(tmp_path / "summary.json", cases)
+        content = json.loads((tmp_path / "summary.json").read_text())
+        assert content["version"] == 2
+        assert content["rules"]["connectivity"] == "26 in 3-D, 8 in a single slice"
+        assert content["rules"]["main_matching"] == "iou_0.1"
+        assert "above 0.1" in content["rules"]["candidates"]
+        assert "bootstrap over subjects" in content["rules"]["intervals"]
+        assert read_summary(tmp_path / "summary.json") == (summarise(cases), cases)
 
 
-def scored(
-    reference: NDArray[np.uint8], prediction: NDArray[np.uint8], name: str = "a", subject: str = ""
-) -> CaseScores:
-    return score_case(
-        reference,
-        prediction,
-        spacing_zyx_mm=(3, 1, 1),
-        labels=LESION,
-        name=name,
-        subject=subject or name,
-    )
-
-
-HIT = scored(drawn("11..", "...."), drawn("11..", "...."), "hit")
-MISS = scored(drawn("11..", "...."), drawn("....", "...."), "miss")
-FALSE = scored(drawn("....", "...."), drawn("1.1.", "...1"), "false")
-CLEAN = scored(drawn("....", "...."), drawn("....", "...."), "clean")
-
-
-def test_each_target_of_overlapping_regions_is_scored_as_a_union() -> None:
-    whole, core = Target("whole", (1, 2), 1), Target("core", (2,), 2)
-    labels = Labels((whole, core), ignore=None, are_regions=True)
-    case = score_case(drawn("1221"), drawn("1111"), spacing_zyx_mm=(1, 1, 1), labels=labels, name="a", subject="a")  # fmt: skip
-    assert list(case.targets) == ["whole", "core"]
-    assert case.targets["whole"].voxels.dice == 1
-    assert case.targets["core"].voxels.dice == 0
-    assert case.targets["whole"].lesions.main.n_reference == 1
-
-
-def test_ignored_slices_are_not_labelled_slices() -> None:
-    case = scored(drawn("1...", "9999", "999."), drawn("1...", "1111", "11.."))
-    assert case.n_labelled_slices == 2
-    assert case.targets["lesion"].voxels.false_positives == 0
-    assert case.targets["lesion"].lesions.main.n_predicted == 1
-
-
-def test_masks_on_two_grids_are_a_wrong_call() -> None:
-    with pytest.raises(ValueError, match="one grid"):
-        scored(drawn("1..."), drawn("1.."))
-
-
-def test_clean_cases_are_counted_and_in_no_lesion_mean() -> None:
-    summary = summarise([HIT, MISS, FALSE, CLEAN]).targets["lesion"]
-    assert (summary.means["dice"].value, summary.means["dice"].n) == (1 / 2, 2)
-    assert (summary.means["lesion_recall"].value, summary.means["lesion_recall"].n) == (1 / 2, 2)
-    assert (summary.means["lesion_f1"].value, summary.means["lesion_f1"].n) == (1 / 2, 2)
-    assert (summary.means["lesion_precision"].value, summary.means["lesion_precision"].n) == (1, 1)
-    assert (summary.means["hd95_mm"].value, summary.means["hd95_mm"].n) == (0, 1)
-    assert (summary.n_cases_with_lesions, summary.n_clean_cases, summary.n_clean_subjects) == (2, 2, 2)
-    assert summary.n_without_distances == 1
-
-
-def test_false_positives_are_counted_where_there_is_nothing_to_find() -> None:
-    summary = summarise([HIT, MISS, FALSE, CLEAN]).targets["lesion"]
-    assert FALSE.targets["lesion"].lesions.main.n_predicted == 2
-    assert summary.false_positives_per_clean_subject == 1
-    assert summary.n_clean_subjects_with_false_positives == 1
-    assert summary.false_positives_per_case == 2 / 4
-    assert summary.false_positives_per_labelled_slice == 2 / 8
-    assert (summary.means["false_positives"].value, summary.means["false_positives"].n) == (2 / 4, 4)
-    pooled = summary.pooled["iou_0.1"]
-    assert (pooled.n_reference, pooled.n_predicted, pooled.n_found) == (2, 3, 1)
-    assert (pooled.recall, pooled.precision, pooled.f1) == (1 / 2, 1 / 3, 2 / 5)
-
-
-def test_a_subject_is_clean_only_if_all_its_cases_are() -> None:
-    nothing, lesion = drawn("...."), drawn("1...")
-    cases = [
-        scored(nothing, drawn("1..."), "a1", "a"),
-        scored(lesion, lesion, "a2", "a"),
-        scored(nothing, drawn("1.1."), "b1", "b"),
-        scored(nothing, drawn("1..."), "b2", "b"),
-    ]
-    summary = summarise(cases).targets["lesion"]
-    assert (summary.n_clean_cases, summary.n_clean_subjects) == (3, 1)
-    assert summary.false_positives_per_clean_subject == 3
-
-
-def test_without_clean_subjects_their_rate_is_undefined() -> None:
-    summary = summarise([HIT]).targets["lesion"]
-    assert (summary.n_clean_subjects, summary.false_positives_per_clean_subject) == (0, None)
-
-
-def test_cases_without_labels_are_counted_and_left_out() -> None:
-    summary = summarise([HIT, scored(drawn("99"), drawn("11"), "unknown")])
-    assert (summary.n_cases, summary.n_unlabelled_cases, summary.n_labelled_slices) == (1, 1, 2)
-    assert summary.targets["lesion"].n_clean_cases == 0
-    assert "unknown" not in table(summary, [HIT])
-
-
-def test_nothing_to_summarise_is_a_wrong_call() -> None:
-    with pytest.raises(ValueError, match="nothing"):
-        summarise([])
-
-
-def test_summary_json_holds_what_was_scored(tmp_path: Path) -> None:
-    cases = [HIT, MISS, FALSE, CLEAN]
-    write_summary(tmp_path / "summary.json", cases)
+def test_a_summary_that_is_known_and_profiles_are_written_as_given(tmp_path: Path) -> None:
+    summary = summarise([HIT, MISS], size_edges_mm3=(4, 9))
+    profile = Interval(1, 2)  # as good as any other
+    write_summary(tmp_path / "summary.json", [HIT, MISS], summary=summary, profiles=[profile])
+    assert read_summary(tmp_path / "summary.json")[0] == summary
     content = json.loads((tmp_path / "summary.json").read_text())
-    assert content["version"] == 1
-    assert content["rules"]["connectivity"] == "26 in 3-D, 8 in a single slice"
-    assert content["rules"]["main_matching"] == "iou_0.1"
-    assert [CaseScores.from_dict(case, "case") for case in content["cases"]] == cases
-    assert Summary.from_dict(content["summary"], "summary") == summarise(cases)
+    assert content["profiles"] == [{"low": 1, "high": 2}]
 
 
-def test_table_is_aligned_and_says_over_how_many() -> None:
-    cases = [HIT, MISS, FALSE, CLEAN]
-    text = table(summarise(cases), cases)
-    rows = {line.split("  ")[0]: line for line in text.splitlines()}
-    assert rows["case"].split() == ["case", "Dice", "recall", "precision", "F1", "false+", "HD95", "mm"]
-    assert rows["miss"].split() == ["miss", "0.00", "0.00", "–", "0.00", "0", "–"]
-    assert rows["mean"].split() == ["mean", "0.50", "0.50", "1.00", "0.50", "0.50", "0.00"]
-    assert rows["cases in mean"].split()[3:] == ["2", "2", "1", "2", "4", "1"]
-    assert len({len(rows[name]) for name in ("case", "hit", "miss", "false", "mean", "cases in mean")}) == 1
-    assert "recall 0.50 (1 of 2), precision 0.33 (1 of 3)" in text
-    assert "clean subjects: 2, of whom 1 with false positives (1.00 per clean subject)" in text
-    assert "no distance: 1 case with lesions" in text
-    assert "pixels" not in text
-    assert max(map(len, text.splitlines())) <= 100
+def test_a_summary_of_ours_is_replaced_whatever_its_version(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_summary(path, [HIT])
+    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(
+        PwmlError, match=r"summary.json is of version 1, not 2: score again with pwml_evaluate"
+    ):
+        read_summary(path)
+    write_summary(path, [MISS])
+    assert read_summary(path)[1] == [MISS]
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(PwmlError, match="version 3, not 2: read it with a newer pwmlunet"):
+        read_summary(path)
 
 
-def test_table_says_that_pictures_have_no_mm() -> None:
-    case = score_case(drawn("1."), drawn("1."), spacing_zyx_mm=(1, 1, 1), labels=LESION, name="a", subject="a")  # fmt: skip
-    assert "mm are then pixels" in table(summarise([case]), [case])
+NNUNET = json.dumps({"foreground_mean": {"Dice": 0.5}, "mean": {"1": {"Dice": 0.5}}, "metric_per_case": []})
+
+
+@pytest.mark.parametrize("content", [NNUNET, "[]", "3", '{"version": 2}', '{"version": 2, "rules": 1, "summary": 1, "cases": 1}'])  # fmt: skip
+def test_the_summary_of_another_program_is_neither_read_nor_replaced(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(content)
+    with pytest.raises(
+        PwmlError, match=r"summary.json was not written by pwml_evaluate .* score the masks with"
+    ):
+        read_summary(path)
+    with pytest.raises(
+        PwmlError, match=r"summary.json was not written by pwml_evaluate: choose another place"
+    ):
+        write_summary(path, [HIT])
+    assert path.read_text() == content
+
+
+def test_what_is_no_json_is_neither_read_nor_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text("a diary")
+    with pytest.raises(PwmlError, match="is not valid JSON"):
+        read_summary(path)
+    with pytest.raises(PwmlError, match="choose another place"):
+        write_summary(path, [HIT])
+    assert path.read_text() == "a diary"
+
+
+def test_a_missing_summary_and_an_edited_one_are_named(tmp_path: Path) -> None:
+    with pytest.raises(PwmlError, match=r"summary.json: it does not exist"):
+        read_summary(tmp_path / "summary.json")
+    write_summary(tmp_path / "summary.json", [HIT, MISS])
+    text = (tmp_path / "summary.json").read_text()
+    (tmp_path / "summary.json").write_text(text.replace('"subject": "miss"', '"subjekt": "miss"'))
+    with pytest.raises(PwmlError, match=r"summary.json: cases\[1\]: unknown key 'subjekt'"):
+        read_summary(tmp_path / "summary.json")
 
 
 GRID = Geometry((2, 2, 4), (3.0, 0.5, 0.7), (5.0, -3.0, 8.0), (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
@@ -286,14 +223,54 @@ def test_all_problems_are_listed_at_once(folders: Folders, tmp_path: Path) -> No
         assert part in line
 
 
-def test_scoring_is_quick_enough_for_each_epoch() -> None:
-    generator = np.random.default_rng(0)
-    reference = np.zeros((5, 256, 256), np.uint8)
-    for z, y, x in generator.integers(0, (5, 250, 250), (30, 3)):
-        reference[z, y : y + 3, x : x + 2] = 1
-    prediction = np.roll(reference, 1, 2)
-    scored(reference, prediction)  # imports
-    start = time.perf_counter()
-    for _ in range(5):
-        scored(reference, prediction)
-    assert (time.perf_counter() - start) / 5 < 0.1  # a few ms; the rest is for a busy machine
+def test_probabilities_beside_the_masks_are_scored(folders: Folders) -> None:
+    for name in ("a", "b", "c"):
+        folders.write(f"{name}.nii.gz", MASK, MASK)
+    probability = (0.8 * MASK).astype(np.float32)[None]
+    write_probability(folders.prediction / "a.npz", probability)
+    nnunet = np.concatenate([1 - probability, probability])
+    np.savez_compressed(folders.prediction / "b.npz", probabilities=nnunet)
+    ours, theirs, without = evaluate_folders(folders.reference, folders.prediction)
+    for case in (ours, theirs):
+        candidates = case.targets["lesion"].candidates
+        assert candidates
+        assert [candidate.is_true for candidate in candidates] == [True, True]
+        assert candidates[0].mean_logit == pytest.approx(np.log(0.8 / 0.2), abs=0.01)
+    assert without.targets["lesion"].candidates is None
+
+
+def test_odd_probabilities_are_listed_with_everything_else(folders: Folders) -> None:
+    good = np.zeros((1, *MASK.shape), np.float32)
+    odd: dict[str, Any] = {"above": good + 1.5, "nan": good * np.nan, "shape": good[..., :3]}
+    for name, probability in odd.items():
+        folders.write(f"{name}.nii.gz", MASK, MASK)
+        np.savez(folders.prediction / f"{name}.npz", probability=probability)
+    folders.write("unknown.nii.gz", MASK, 3 * MASK)
+    lines = folders.error().splitlines()
+    assert lines[0] == "the masks cannot be compared (4):"
+    expected = ["above.npz holds values from 1.5", "nan.npz holds values from nan", "shape.npz has the shape 1, 2, 2, 3", "unknown.nii.gz holds the value 3"]  # fmt: skip
+    for line, part in zip(lines[1:], expected, strict=True):
+        assert part in line
+
+
+def test_empty_masks_on_either_side_are_scored(folders: Folders) -> None:
+    nothing = 0 * MASK
+    for name, masks in {
+        "both": (nothing, nothing),
+        "missed": (MASK, nothing),
+        "false": (nothing, MASK),
+    }.items():
+        folders.write(f"{name}.nii.gz", *masks)
+    both, false, missed = (
+        c.targets["lesion"] for c in evaluate_folders(folders.reference, folders.prediction)
+    )
+    assert (both.voxels.dice, both.lesions.main.f1, both.is_clean) == (None, None, True)
+    assert (false.voxels.dice, false.lesions.main.n_false_positives, false.is_clean) == (0, 2, True)
+    assert (missed.voxels.dice, missed.lesions.main.recall, missed.voxels.hd_mm) == (0, 0, None)
+
+
+def test_a_reference_ignored_everywhere_is_scored_and_left_out(folders: Folders, tmp_path: Path) -> None:
+    folders.describe(tmp_path / "dataset.json", lesion=1, ignore=2)
+    folders.write("a.nii.gz", np.full_like(MASK, 2), MASK)
+    summary = summarise(evaluate_folders(folders.reference, folders.prediction))
+    assert (summary.n_cases, summary.n_unlabelled_cases) == (0, 1)

@@ -15,8 +15,9 @@ def scored(
     prediction: NDArray[np.bool_],
     spacing: tuple[float, float, float] = (1, 1, 1),
     valid: NDArray[np.bool_] | None = None,
+    probability: NDArray[np.float32] | None = None,
 ) -> LesionScores:
-    return score_lesions(reference, prediction, spacing_zyx_mm=spacing, valid=valid)
+    return score_lesions(reference, prediction, spacing_zyx_mm=spacing, valid=valid, probability=probability)
 
 
 def counts(detection: Detection) -> tuple[int, int, int, int]:
@@ -182,3 +183,38 @@ def test_scores_of_a_detection() -> None:
 def test_scores_survive_json() -> None:
     scores = scored(drawn("##.##.#"), drawn("#####.#"), spacing=(1.5, 0.3, 0.3))
     assert LesionScores.from_dict(scores.to_dict(), "here") == scores
+
+
+def test_each_lesion_is_described_in_voxels_slices_and_mm3() -> None:
+    mask = drawn("#...... .......", "#...... ....##.", "....... ....##.")
+    first, second = scored(mask, ~mask, spacing=(3, 0.5, 2)).reference
+    assert (first.n_voxels, first.volume_mm3, first.centroid_zyx) == (2, 6, (0.5, 0, 0))
+    assert (first.first_slice, first.last_slice) == (0, 1)
+    assert (second.n_voxels, second.volume_mm3, second.centroid_zyx) == (4, 12, (1.5, 1, 4.5))
+    assert (second.first_slice, second.last_slice) == (1, 2)
+    assert (first.mean_probability, first.max_probability) == (None, None)
+
+
+def test_the_probability_of_a_lesion_is_that_of_its_own_voxels() -> None:
+    probability = np.array([[[0.2, 0.6, 0.9, 0.0, 0.3, 1.0]]], np.float32)
+    valid = drawn("#####.")
+    scores = scored(drawn("##..##"), drawn(".##..."), valid=valid, probability=probability)
+    described = [
+        (lesion.mean_probability, lesion.max_probability) for lesion in (*scores.reference, *scores.predicted)
+    ]
+    for found, expected in zip(described, [(0.4, 0.6), (0.3, 0.3), (0.75, 0.9)], strict=True):
+        assert found == pytest.approx(expected)
+
+
+def test_fates_are_told_by_number() -> None:
+    scores = scored(drawn("##.##.#..."), drawn("...##....#"))
+    assert (scores.missed, scores.false) == ((0, 2), (1,))
+    assert scores.match_of[1].predicted == 0
+    assert set(scores.match_of) == {1}
+    nothing = scored(drawn("..."), drawn("..."))
+    assert (nothing.missed, nothing.false, nothing.match_of) == ((), (), {})
+
+
+def test_dice_of_a_match_follows_from_its_iou() -> None:
+    (match,) = scored(drawn("##.."), drawn(".##.")).matches
+    assert match.dice == pytest.approx(2 * 1 / (2 + 2))

@@ -44,3 +44,76 @@ def test_single_slices_of_isolated_pixels(tiny):
 def test_values_out_of_range_are_told(values):
     with pytest.raises(PwmlError, match=next(iter(values))):
         Postprocessing.from_dict(values, "postprocessing.json")
+
+
+def test_lesions_that_are_nowhere_sure_go():
+    probability = np.array([0.6, 0.9, 0.6, 0.1, 0.6, 0.8, 0.1, 0.55]).reshape(1, 1, 1, 8)
+    kept = Postprocessing(0.5, least_peak_probability=0.8).apply(probability, LESION, (3, 1, 1))
+    assert kept.tolist() == [[[3, 3, 3, 0, 0, 0, 0, 0]]]
+    both = Postprocessing(0.5, 6.0, 0.7).apply(probability, LESION, (3, 1, 1))
+    assert both.tolist() == [[[3, 3, 3, 0, 3, 3, 0, 0]]]
+
+
+def test_regions_are_cleaned_before_one_is_written_over_the_other():
+    """A core of one voxel goes, and the whole stays whole, as it does around a core of two."""
+    regions = Labels((Target("whole", (1, 2), 1), Target("core", (2,), 2)), None, True)
+    whole = [0.9, 0.9, 0.9, 0.1, 0.9, 0.9, 0.9, 0.9]
+    core = [0.1, 0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.1]
+    probability = np.array([whole, core]).reshape(2, 1, 1, 8)
+    assert Postprocessing(0.5, 2.0).apply(probability, regions, (1, 1, 1)).tolist() == [
+        [[1, 1, 1, 0, 1, 2, 2, 1]]
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_logits_are_divided_by_the_temperature(temperature):
+    probability = np.array([0.0, 0.2, 0.5, 0.9, 1.0], np.float32).reshape(1, 1, 1, 5)
+    calibrated = Postprocessing(temperature=temperature).calibrate(probability)
+    odds = (probability[..., 1:4] / (1 - probability[..., 1:4])) ** (1 / temperature)
+    assert calibrated[..., 1:4] == pytest.approx(odds / (1 + odds), rel=1e-5)
+    assert calibrated.dtype == np.float32 and (np.diff(calibrated) > 0).all()
+
+
+def test_temperature_1_costs_nothing():
+    probability = np.zeros((1, 2, 3, 4), np.float32)
+    assert Postprocessing().calibrate(probability) is probability
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 3.0])
+def test_a_point_finds_the_same_at_every_temperature(temperature):
+    rng = np.random.default_rng(0)
+    logit = np.repeat(rng.normal(0, 3, (1, 4, 30, 20)), 2, axis=-1)
+    probability = (1 / (1 + np.exp(-logit))).astype(np.float32)
+    point = Postprocessing(0.7, 3.5, 0.98)
+    at = point.at_temperature(temperature)
+    expected = point.apply(probability, LESION, (3.0, 0.7, 0.5))
+    assert np.array_equal(at.apply(at.calibrate(probability), LESION, (3.0, 0.7, 0.5)), expected)
+    assert expected.any() and (at.threshold == 0.7) == (temperature == 1)
+    assert Postprocessing().at_temperature(temperature).threshold == 0.5
+
+
+def test_a_cut_never_leaves_the_range_of_probabilities():
+    extreme = Postprocessing(0.99, 0, 0.99999).at_temperature(0.3)
+    assert not list(extreme.problems()) and extreme.least_peak_probability < 1
+
+
+def test_a_file_from_before_there_was_a_choice_still_loads(tmp_path):
+    path = tmp_path / "postprocessing.json"
+    path.write_text('{"threshold": 0.7, "smallest_lesion_mm3": 2}')
+    assert Postprocessing.read(path) == Postprocessing(0.7, 2.0)
+
+
+@pytest.mark.parametrize(
+    "values", [{"least_peak_probability": 1}, {"least_peak_probability": -0.1}, {"temperature": 0}]
+)
+def test_new_values_out_of_range_are_told(values):
+    with pytest.raises(PwmlError, match=next(iter(values))):
+        Postprocessing.from_dict(values, "postprocessing.json")
+
+
+def test_settings_are_put_into_words():
+    assert Postprocessing().in_words() == "threshold 0.5"
+    assert (
+        Postprocessing(0.25, 1.5, 0.99, 1.2).in_words()
+        == "threshold 0.25, lesions from 1.5 mm³, highest probability above 0.99, temperature 1.2"
+    )

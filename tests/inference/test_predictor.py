@@ -1,5 +1,6 @@
 import logging
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.predictor import Predictor, oddities, predict_folder
+from pwmlunet.planning.cropping import foreground
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,61 @@ def test_networks_are_averaged(predictor, trained_home):
     assert np.allclose(both, np.mean(single, 0), atol=1e-6)
 
 
+def copy_with_fold(model, fold, folder):
+    """A copy of a model that has one fold only."""
+    shutil.copytree(model.folder, folder)
+    for other in set(model.finished_folds()) - {fold}:
+        shutil.rmtree(folder / f"fold_{other}")
+    return TrainedModel.open(folder)
+
+
+def test_models_are_averaged_and_spread_as_networks_are(predictor, trained_home, tmp_path):
+    models = [copy_with_fold(predictor.model, fold, tmp_path / fold) for fold in "01"]
+    options = {"device": "cpu", "flips": False, "postprocessing": Postprocessing(0.05)}
+    files = files_of(trained_home, "sub-03")
+    first, second = (Predictor(model, **options).predict_files(files) for model in models)
+    both = Predictor(*models, **options)
+    together = both.predict_files(files)
+    assert both.n_networks == 2 and first.spread is None
+    assert np.allclose(together.probability, predictor.predict_files(files).probability, atol=1e-6)
+    difference = np.abs(first.probability - second.probability) / 2
+    assert difference.max() > 1e-3 and np.allclose(together.spread, difference, atol=1e-3)
+    assert np.array_equal(together.mask != 0, together.probability[0] > 0.05)
+
+
+def test_the_folds_of_a_model_spread_too(predictor, trained_home, tmp_path):
+    files = files_of(trained_home, "sub-03")
+    folds = predictor.predict_files(files)
+    alone = copy_with_fold(predictor.model, "0", tmp_path / "alone")
+    options = {"device": "cpu", "flips": False, "postprocessing": Postprocessing(0.05)}
+    zero = Predictor(alone, **options).predict_files(files)
+    both = Predictor(predictor.model, alone, **options).predict_files(files)
+    # the mean of squares is the square of the mean and that of the spread
+    square = (folds.probability**2 + folds.spread**2 + zero.probability**2) / 2
+    assert folds.spread.max() > 1e-3
+    assert np.allclose(both.spread**2, square - both.probability**2, atol=1e-6)
+
+
+def test_probabilities_are_calibrated_before_the_threshold(predictor, trained_home):
+    files = files_of(trained_home, "sub-02")
+    cool = Predictor(
+        predictor.model, device="cpu", flips=False, postprocessing=Postprocessing(temperature=0.5)
+    )
+    before, after = predictor.predict_files(files), cool.predict_files(files)
+    odds = before.probability / (1 - before.probability)
+    assert np.allclose(after.probability, odds**2 / (1 + odds**2), atol=1e-4)
+    assert np.array_equal(after.mask != 0, after.probability[0] > 0.5)
+
+
+def test_the_midline_is_the_middle_of_the_head(predictor, tiny):
+    raw = tiny.head_with_lesions(5)
+    middle = predictor.predict(raw.image, geometry=raw.geometry).midline_x_mm
+    z, y, x = (np.mean(places) for places in np.nonzero(raw.image > 50))
+    assert middle == pytest.approx(raw.geometry.index_to_mm((z, y, x))[0], abs=0.5)
+    empty = predictor.predict(np.zeros((3, 32, 32)), (3.0, 0.7, 0.5)).midline_x_mm
+    assert empty == pytest.approx(15.5 * 0.5)
+
+
 def test_other_axes_orders_and_types_are_wrong_calls(predictor):
     with pytest.raises(ValueError, match="spacing_zyx_mm or geometry"):
         predictor.predict(np.zeros((3, 32, 32)))
@@ -69,13 +126,15 @@ def test_images_of_other_sizes_are_predicted(predictor, tiny, shape):
 
 
 def test_what_does_not_look_like_training_is_told(predictor, tiny, trained_home, caplog):
-    expected = predictor.model.plan.expected_input
+    def odd(channels, geometry):
+        return oddities(channels, geometry, predictor.model.plan.expected_input, foreground(channels[0]))
+
     raw = tiny.head_with_lesions(7)
-    assert oddities([raw.image], raw.geometry, expected) == []
-    assert oddities([raw.image * 5 + 300], raw.geometry, expected) == []  # scanners scale freely
-    (spacing,) = oddities([raw.image], replace(raw.geometry, spacing_zyx_mm=(3.0, 1.6, 0.5)), expected)
+    assert odd([raw.image], raw.geometry) == []
+    assert odd([raw.image * 5 + 300], raw.geometry) == []  # scanners scale freely
+    (spacing,) = odd([raw.image], replace(raw.geometry, spacing_zyx_mm=(3.0, 1.6, 0.5)))
     assert "spacing 3, 1.6, 0.5 mm is far from the training cases' (3, 0.7, 0.5 mm)" in spacing
-    (contrast,) = oddities([np.exp(raw.image / 12.0)], raw.geometry, expected)
+    (contrast,) = odd([np.exp(raw.image / 12.0)], raw.geometry)
     assert "channel 0 has other contrasts" in contrast
 
 
@@ -95,8 +154,9 @@ def test_a_failed_case_does_not_stop_the_others(predictor, trained_home, tmp_pat
     output = tmp_path / "out"
     with pytest.raises(PwmlError, match=r"broken_0000\.nii\.gz cannot be read"):
         predict_folder(predictor, cases, output, file_ending=".nii.gz", save_probabilities=True)
-    names = ["sub-02.nii.gz", "sub-02.npz", "sub-03.nii.gz", "sub-03.npz"]
-    assert sorted(path.name for path in output.iterdir()) == names
+    endings = (".nii.gz", ".npz", "_lesions.csv", "_lesions.json")
+    written = {f"{case}{ending}" for case in ("sub-02", "sub-03") for ending in endings}
+    assert {path.name for path in output.iterdir()} == written | {"prediction.json"}
     prediction = predictor.predict_files(cases[0])
     written = read_image(output / "sub-02.nii.gz")
     assert np.array_equal(written.array, prediction.mask)

@@ -30,7 +30,7 @@ class Neighbours(SegmentationNetwork):
 def predict(network, image, *, patch=(4, 4), step=1, tiles="slice", flips=False, others=()):
     config = TridentConfig(n_slices=network.n_slices, n_stages=2)  # stride 2
     configuration = Configuration("slices", patch, 1, config, step, tiles)
-    return predict_volume([network, *others], image, Window(configuration, flips), CPU)
+    return predict_volume([network, *others], image, Window(configuration, flips), CPU)[0]
 
 
 def slices(*values, size=4):
@@ -147,7 +147,9 @@ def test_a_real_network_sees_a_run_as_it_sees_each_slice():
     torch.manual_seed(0)
     network = config.build(1, 2).eval()
     image = torch.randn(1, 6, 10, 12, generator=torch.Generator().manual_seed(2))
-    whole = predict_volume([network], image, Window(Configuration("slices", (4, 4), 1, config), False), CPU)
+    whole, _ = predict_volume(
+        [network], image, Window(Configuration("slices", (4, 4), 1, config), False), CPU
+    )
     assert whole.shape == (2, 6, 10, 12)
     with torch.inference_mode():
         single = network.segment(image[None, :, [0, 0, 1]])
@@ -157,3 +159,13 @@ def test_a_real_network_sees_a_run_as_it_sees_each_slice():
 def test_trident_tiles_leave_no_gap_in_a_slice_far_larger_than_the_patch():
     image = torch.ones(1, 1, 40, 36)
     assert torch.equal(predict(Neighbours(), image, patch=(4, 8), tiles="trident"), image)
+
+
+def test_the_spread_is_the_standard_deviation_over_networks():
+    image = slices(0.1, 0.3, 0.2)
+    networks = [Neighbours(extra=lambda image, plus=plus: plus) for plus in (0.0, 0.3, 0.6)]
+    configuration = Configuration("slices", (4, 4), 1, TridentConfig(n_slices=1, n_stages=2))
+    mean, spread = predict_volume(networks, image, Window(configuration, False), CPU)
+    assert values(mean) == pytest.approx([0.4, 0.6, 0.5])
+    assert values(spread) == pytest.approx([0.06**0.5] * 3)
+    assert predict_volume(networks[:1], image, Window(configuration, False), CPU)[1] is None

@@ -10,29 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pwmlunet.config import join
 from pwmlunet.data.dataset import Labels
-from pwmlunet.data.image import FILE_ENDINGS, read_image
-from pwmlunet.errors import PwmlError
+from pwmlunet.data.image import read_image
 from pwmlunet.evaluation.evaluate import CaseScores, evaluate_folders
-from pwmlunet.evaluation.lesions import Lesions, find_touching, match_by_iou, measure_lesions
 from pwmlunet.evaluation.masks import MaskPairs, pair_masks
 from pwmlunet.files import replacing
+from pwmlunet.report.views import Box, Fates, content_box, grey_range, outlines, read_channel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ZOOM_PIXELS = 48
-"""Side of the zoom in the image's own pixels; a larger lesion gets a larger one."""
-
 # Light and solid against dark and dashed: told apart in grey print and by colour-blind readers too.
-_REFERENCE: dict[str, Any] = {"colors": "#ffe45e", "linestyles": ["solid"], "linewidths": 1.8}
-_PREDICTION: dict[str, Any] = {"colors": "#ff2d8a", "linestyles": [(0, (1.8, 1.2))], "linewidths": 1.8}
+_REFERENCE: dict[str, Any] = {"color": "#ffe45e", "linestyle": "solid", "linewidth": 1.8}
+_PREDICTION: dict[str, Any] = {"color": "#ff2d8a", "linestyle": (0, (1.8, 1.2)), "linewidth": 1.8}
 _PANEL_INCH, _GAP_INCH, _TITLE_INCH, _LEGEND_INCH = 2.5, 0.06, 0.32, 0.4
-
-Box = tuple[int, int, int, int]
-"""Top, bottom, left, right of a part of a slice, half-open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,92 +63,18 @@ def choose_views(
     """
     if valid is not None:
         reference, prediction = reference & valid, prediction & valid
-    status = _Status.of(reference, prediction, spacing_zyx_mm)
-    for z, box, words in status.places(failures_first):
+    fates = Fates.of(reference, prediction, spacing_zyx_mm)
+    for place in fates.places(fates.by_interest(failures_first=failures_first)):
+        z, words = place.z, fates.words(place.lesions) or "no lesion, none predicted"
         yield OverlayRow(
             image[z].copy(),  # a view would keep the whole volume
             reference[z].copy(),
             prediction[z].copy(),
-            box,
+            place.box,
             title=" · ".join(s for s in (title, f"slice {z}" if len(image) > 1 else "", words) if s),
             ignore=None if valid is None else ~valid[z],
             aspect=spacing_zyx_mm[1] / spacing_zyx_mm[2],
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Status:
-    """The lesions of a case and their fate; a lesion is (whether predicted, its number from 0)."""
-
-    sides: tuple[Lesions, Lesions]
-    matched: tuple[frozenset[int], frozenset[int]]
-
-    @classmethod
-    def of(
-        cls, reference: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing: tuple[float, float, float]
-    ) -> "_Status":
-        sides = measure_lesions(reference, spacing), measure_lesions(prediction, spacing)
-        touching = find_touching(*sides)
-        kept = match_by_iou(touching, 0.1)
-        pairs = touching.reference[kept].tolist(), touching.predicted[kept].tolist()
-        return cls(sides, (frozenset(pairs[0]), frozenset(pairs[1])))
-
-    def places(self, failures_first: bool) -> Iterator[tuple[int, Box, str]]:
-        """Slices, boxes and what is in them in words, until each lesion was in a box."""
-        seen: set[tuple[bool, int]] = set()
-        for lesion in self.by_interest(failures_first):
-            if lesion not in seen:
-                z, box = self.slice_and_box(lesion)
-                seen |= self.lesions_in(z, box)
-                yield z, box, self.words(z, box)
-        if not seen:
-            depth, height, width = self.sides[0].components.shape
-            yield (
-                depth // 2,
-                _box_around(0, height, 0, width, shape=(height, width)),
-                "no lesion, none predicted",
-            )
-
-    def by_interest(self, failures_first: bool) -> list[tuple[bool, int]]:
-        """Missed, false, then found lesions, or found ones before; the largest of each first."""
-
-        def rank(lesion: tuple[bool, int]) -> tuple[bool, bool, int]:
-            side, number = lesion
-            is_found = number in self.matched[side]
-            return is_found == failures_first, side, -int(self.sides[side].n_voxels[number])
-
-        lesions = [(side, n) for side in (False, True) for n in range(len(self.sides[side].n_voxels))]
-        return sorted(lesions, key=rank)
-
-    def slice_and_box(self, lesion: tuple[bool, int]) -> tuple[int, Box]:
-        """The slice in which the lesion is largest, and the box to enlarge around it."""
-        components = self.sides[lesion[0]].components
-        z_all, y_all, x_all = np.nonzero(components == lesion[1] + 1)
-        z = int(np.bincount(z_all).argmax())
-        y, x = y_all[z_all == z], x_all[z_all == z]
-        return z, _box_around(y.min(), y.max() + 1, x.min(), x.max() + 1, shape=components.shape[1:])
-
-    def lesions_in(self, z: int, box: Box) -> set[tuple[bool, int]]:
-        """The lesions of which a part is in the box."""
-        top, bottom, left, right = box
-        parts = [side.components[z, top:bottom, left:right] for side in self.sides]
-        return {(bool(i), int(n) - 1) for i, part in enumerate(parts) for n in np.unique(part) if n}
-
-    def words(self, z: int, box: Box) -> str:
-        """How many lesions in the box were found and missed, and how many are false."""
-        fates = [(side, number in self.matched[side]) for side, number in self.lesions_in(z, box)]
-        counts = {"found": (False, True), "missed": (False, False), "false": (True, False)}
-        return join(f"{fates.count(fate)} {word}" for word, fate in counts.items() if fate in fates)
-
-
-def _box_around(top: int, bottom: int, left: int, right: int, *, shape: tuple[int, ...]) -> Box:
-    """A square box around a part, inside the image; larger than `ZOOM_PIXELS` only for a larger part."""
-    side = max(ZOOM_PIXELS, bottom - top + 8, right - left + 8)
-    edges = []
-    for start, stop, size in ((top, bottom, shape[0]), (left, right, shape[1])):
-        first = max(min((start + stop - side) // 2, size - side), 0)
-        edges += [int(first), int(min(first + side, size))]
-    return edges[0], edges[1], edges[2], edges[3]
 
 
 def draw_overlay(path: Path, rows: Sequence[OverlayRow]) -> None:
@@ -201,20 +119,17 @@ def _draw_row(figure: "Figure", row: OverlayRow, left_inch: float, bottom_inch: 
 
 
 def _show(axes: "Axes", pixels: NDArray[Any], aspect: float) -> None:
-    """Shows pixels in grey, from the 1st to the 98th percentile of what is not black, each pixel as it is."""
-    lit = pixels[pixels > pixels.min()]
-    low, high = np.percentile(lit, (1, 98)) if len(lit) else (0.0, 1.0)
-    axes.imshow(pixels, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect, interpolation="nearest")  # fmt: skip
+    """Shows pixels in grey, each pixel as it is."""
+    low, high = grey_range(pixels)
+    axes.imshow(pixels, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
     axes.set_axis_off()
 
 
 def _crop_to_content(axes: "Axes", row: OverlayRow) -> None:
-    """Leaves out the empty surroundings of the head, but nothing of the box."""
-    bright = row.image > row.image.min() + 0.1 * (np.percentile(row.image, 99.7) - row.image.min())
-    bright[row.box[0] : row.box[1], row.box[2] : row.box[3]] = True
-    rows, columns = (np.flatnonzero(bright.any(axis)) for axis in (1, 0))
-    axes.set_xlim(columns[0] - 2.5, columns[-1] + 2.5)
-    axes.set_ylim(rows[-1] + 2.5, rows[0] - 2.5)
+    """Leaves out the empty surroundings of the head."""
+    top, bottom, left, right = content_box(row.image, row.box)
+    axes.set_xlim(left - 2.5, right + 1.5)
+    axes.set_ylim(bottom + 1.5, top - 2.5)
 
 
 def _draw_outlines(axes: "Axes", row: OverlayRow) -> None:
@@ -224,19 +139,11 @@ def _draw_outlines(axes: "Axes", row: OverlayRow) -> None:
         shade[ignore] = (0.35, 0.55, 0.9, 0.3)
         axes.imshow(shade, aspect=row.aspect, interpolation="nearest")
     for mask, style in ((row.reference, _REFERENCE), (row.prediction, _PREDICTION)):
-        _outline(axes, mask[top:bottom, left:right], style)
+        for line in outlines(mask[top:bottom, left:right]):
+            y, x = np.transpose(line) - 0.5  # corners lie half a pixel before the pixels' centres
+            axes.plot(x, y, **style)
     axes.set_xlim(-0.5, right - left - 0.5)
     axes.set_ylim(bottom - top - 0.5, -0.5)
-
-
-def _outline(axes: "Axes", mask: NDArray[np.bool_], style: dict[str, Any]) -> None:
-    """A line along the sides of the pixels of a mask, even where it meets the edge of the panel."""
-    if not mask.any():
-        return
-    fine = 8  # enlarged, so that the contour follows the pixels instead of cutting their corners
-    padded = np.kron(np.pad(mask, 1), np.ones((fine, fine)))
-    y, x = ((np.arange(n) + 0.5) / fine - 1.5 for n in padded.shape)
-    axes.contour(x, y, padded, levels=[0.5], **style)
 
 
 def _draw_legend(figure: "Figure") -> None:
@@ -244,7 +151,7 @@ def _draw_legend(figure: "Figure") -> None:
     from matplotlib.patches import Patch
 
     names = (("reference", _REFERENCE), ("prediction", _PREDICTION))
-    handles = [Line2D([], [], label=n, color=s["colors"], linestyle=s["linestyles"][0]) for n, s in names]
+    handles = [Line2D([], [], label=n, **style) for n, style in names]
     label = Patch(facecolor=(0.35, 0.55, 0.9, 0.5), label="label unknown")
     figure.legend(handles=[*handles, label], loc="lower center", ncols=3, frameon=False, labelcolor="#f2f2f2", fontsize=9)  # fmt: skip
 
@@ -298,9 +205,10 @@ def _lesion_f1(case: CaseScores) -> float | None:
 
 def _views_of_case(pairs: MaskPairs, name: str, images: Path, why: str) -> Iterator[OverlayRow]:
     reference, prediction, spacing = pairs.read(name)
+    geometry = read_image(pairs.files[name][0]).geometry
     labels = pairs.labels
     lesions, predicted = (np.asarray(labels.encode(mask).any(0)) for mask in (reference, prediction))
-    image = _read_channel(images, name, reference.shape)
+    image = read_channel(images, name, geometry)
     valid = None if labels.ignore is None else labels.valid(reference)
     return choose_views(
         image,
@@ -311,15 +219,3 @@ def _views_of_case(pairs: MaskPairs, name: str, images: Path, why: str) -> Itera
         title=f"{why} · {name}",
         failures_first=why == "worst",
     )
-
-
-def _read_channel(folder: Path, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """The first channel (Z, Y, X) of a case, named CASE_0000 as in imagesTr, or CASE."""
-    paths = [folder / f"{name}{channel}{ending}" for channel in ("_0000", "") for ending in FILE_ENDINGS]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
-        raise PwmlError(f"{folder} holds no image of case {name} ({name}_0000 or {name}): add it")
-    image = read_image(found).array
-    if image.shape != shape:
-        raise PwmlError(f"{found} has the shape {join(image.shape)}, its mask {join(shape)} (z, y, x)")
-    return image

@@ -9,7 +9,7 @@ from pwmlunet.data.dataset import Labels, Target
 from pwmlunet.data.image import Geometry, write_image
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.evaluate import CaseScores, score_case
-from pwmlunet.evaluation.overlay import choose_cases, choose_views, draw_overlay, overlay_cases
+from pwmlunet.report.overlay import choose_cases, choose_views, draw_overlay, overlay_cases
 
 LABELS = Labels((Target("lesion", (1,), 1),), ignore=2)
 IMAGE = np.random.default_rng(0).normal(100, 10, (3, 70, 90)).astype(np.float32)
@@ -147,7 +147,7 @@ def test_cases_in_folders_become_one_picture(tmp_path: Path) -> None:
     with pytest.raises(PwmlError, match="no image of case b"):
         overlay_cases(*folders, tmp_path / "overlay.png", n_views=3)
     write_image(tmp_path / "imagesTr" / "b.nii.gz", IMAGE[:, :50], Geometry((3, 50, 90), (3.0, 0.5, 0.4)))
-    with pytest.raises(PwmlError, match="shape 3, 50, 90, its mask 3, 70, 90"):
+    with pytest.raises(PwmlError, match="not on the grid of its mask: shape 3, 50, 90 against 3, 70, 90"):
         overlay_cases(*folders, tmp_path / "overlay.png", n_views=3)
     write_image(tmp_path / "imagesTr" / "b.nii.gz", IMAGE, grid)
     overlay_cases(*folders, tmp_path / "overlay.png", n_views=3)

@@ -1,0 +1,229 @@
+"""The lesions of a predicted case, measured one by one, for a person to go through."""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwmlunet.config import Config
+from pwmlunet.data.dataset import Labels
+from pwmlunet.data.image import Geometry
+from pwmlunet.evaluation.lesions import find_lesions
+from pwmlunet.files import replacing
+
+ENDING = "_lesions"
+"""What a table's file name has after the case's, before .json or .csv."""
+
+_VERSION = 1
+_POINTS_AT_A_TIME = 2000
+
+
+@dataclass(frozen=True)
+class LesionRow(Config):
+    """One predicted lesion: a connected component of one target."""
+
+    target: str
+    """The label's name."""
+    number: int
+    """From 1, in the order of the table."""
+    volume_mm3: float
+    """Its volume."""
+    n_voxels: int
+    """Its voxels."""
+    largest_diameter_mm: float
+    """The largest distance between the centres of two of its voxels, plus the smallest spacing."""
+    centroid_x_mm: float
+    """Its centroid in the patient's system of DICOM: x grows to the left of the patient."""
+    centroid_y_mm: float
+    """y grows to the back."""
+    centroid_z_mm: float
+    """z grows to the head."""
+    centroid_z_voxel: float
+    """The same place in voxels of the file, which are counted from 0 as slices are."""
+    centroid_y_voxel: float
+    """Row."""
+    centroid_x_voxel: float
+    """Column."""
+    first_slice: int
+    """The first slice along z."""
+    last_slice: int
+    """The last one; the same for a lesion in a single slice."""
+    mean_probability: float | None
+    """Mean over its voxels, calibrated where the model is; None where only the mask is known."""
+    max_probability: float | None
+    """The highest."""
+    spread_over_folds: float | None
+    """Standard deviation of the networks' probabilities, mean over its voxels; None for one network."""
+    side: Literal["left", "right", "midline"]
+    """The patient's side, seen from the midline: the plane through the middle of the head, by the affine."""
+
+
+@dataclass(frozen=True)
+class Totals(Config):
+    """The lesions of one target together."""
+
+    n_lesions: int
+    """How many."""
+    volume_mm3: float
+    """Their volume."""
+
+
+@dataclass(frozen=True)
+class LesionTable(Config):
+    """The lesions of a case, the least sure first."""
+
+    version: int
+    """Of this layout."""
+    case: str
+    """Its name."""
+    totals: dict[str, Totals]
+    """By target."""
+    lesions: tuple[LesionRow, ...]
+    """The least sure first: by the mean probability, the greater spread before the smaller."""
+
+
+def tabulate(
+    case: str,
+    mask: NDArray[Any],
+    geometry: Geometry,
+    labels: Labels,
+    *,
+    probability: NDArray[np.floating[Any]] | None = None,
+    spread: NDArray[np.floating[Any]] | None = None,
+    midline_x_mm: float = 0.0,
+) -> LesionTable:
+    """The lesions in a mask (Z, Y, X) of label values.
+
+    Args:
+        case: Its name.
+        mask: Label values (Z, Y, X).
+        geometry: Its grid.
+        labels: What the values mean.
+        probability: (K, Z, Y, X), one for each target.
+        spread: Standard deviation over the networks, of the same shape.
+        midline_x_mm: Where the patient's left and right meet, in mm.
+    """
+    rows = []
+    totals = {}
+    for index, (target, where) in enumerate(zip(labels.targets, labels.encode(mask), strict=True)):
+        maps = [None if part is None else part[index] for part in (probability, spread)]
+        found = list(_rows(target.name, where, geometry, *maps, midline_x_mm=midline_x_mm))
+        totals[target.name] = Totals(len(found), math.fsum(row["volume_mm3"] for row in found))
+        rows += found
+    rows.sort(key=_least_sure_first)
+    return LesionTable(
+        _VERSION, case, totals, tuple(LesionRow(number=n, **row) for n, row in enumerate(rows, 1))
+    )
+
+
+def _least_sure_first(row: dict[str, Any]) -> tuple[float, float, float]:
+    return row["mean_probability"] or 0.0, -(row["spread_over_folds"] or 0.0), row["volume_mm3"]
+
+
+def _rows(
+    target: str,
+    where: NDArray[np.bool_],
+    geometry: Geometry,
+    probability: NDArray[Any] | None,
+    spread: NDArray[Any] | None,
+    *,
+    midline_x_mm: float,
+) -> Iterator[dict[str, Any]]:
+    """The values of a row for each component, but its number."""
+    components, n = find_lesions(where)
+    index = np.flatnonzero(components)
+    order = np.argsort(components.ravel()[index], kind="stable")
+    index = index[order]
+    sizes = np.bincount(components.ravel()[index], minlength=n + 1)[1:]
+    for voxels in np.split(index, np.cumsum(sizes)[:-1]) if n else ():
+        places = np.stack(np.unravel_index(voxels, where.shape), axis=-1)
+        z, y, x = (float(value) for value in places.mean(0))
+        place = geometry.index_to_mm((z, y, x))
+        values = None if probability is None else probability.ravel()[voxels].astype(np.float64)
+        yield {
+            "target": target,
+            "volume_mm3": len(voxels) * math.prod(geometry.spacing_zyx_mm),
+            "n_voxels": len(voxels),
+            "largest_diameter_mm": _largest_diameter_mm(places, geometry.spacing_zyx_mm),
+            "centroid_x_mm": place[0],
+            "centroid_y_mm": place[1],
+            "centroid_z_mm": place[2],
+            "centroid_z_voxel": z,
+            "centroid_y_voxel": y,
+            "centroid_x_voxel": x,
+            "first_slice": int(places[0, 0]),
+            "last_slice": int(places[-1, 0]),
+            "mean_probability": None if values is None else float(values.mean()),
+            "max_probability": None if values is None else float(values.max()),
+            "spread_over_folds": None if spread is None else float(spread.ravel()[voxels].mean()),
+            "side": _side(place[0] - midline_x_mm, max(geometry.spacing_zyx_mm[1:])),
+        }
+
+
+def _side(left_of_midline_mm: float, pixel_mm: float) -> Literal["left", "right", "midline"]:
+    """Within a pixel of the midline neither side is sure."""
+    if abs(left_of_midline_mm) <= pixel_mm:
+        return "midline"
+    return "left" if left_of_midline_mm > 0 else "right"
+
+
+def _largest_diameter_mm(places: NDArray[np.int64], spacing_zyx_mm: tuple[float, float, float]) -> float:
+    """Only the two ends of each row of voxels can lie farthest apart; `places` (N, 3) are in raster order."""
+    starts = np.ones(len(places), bool)
+    starts[1:] = (np.diff(places[:, :2], axis=0) != 0).any(1)
+    ends = np.append(starts[1:], True)
+    points = places[starts | ends] * np.array(spacing_zyx_mm)
+    parts = range(0, len(points), _POINTS_AT_A_TIME)
+    farthest = max(_farthest(points[i : i + _POINTS_AT_A_TIME], points) for i in parts)
+    return farthest + min(spacing_zyx_mm)
+
+
+def _farthest(points: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    from scipy.spatial.distance import cdist
+
+    return float(cdist(points, others).max())
+
+
+def write_lesion_table(folder: Path, table: LesionTable) -> None:
+    """Writes CASE_lesions.json and CASE_lesions.csv, which has the totals in its last rows."""
+    table.write(folder / f"{table.case}{ENDING}.json")
+    totals = [
+        {"target": target, "number": "total", **part.to_dict()} for target, part in table.totals.items()
+    ]
+    rows = [row.to_dict() for row in table.lesions]
+    columns = [field.name for field in fields(LesionRow)]
+    for total in totals:
+        total["n_voxels"] = sum(row["n_voxels"] for row in rows if row["target"] == total["target"])
+        del total["n_lesions"]
+    write_rows(folder / f"{table.case}{ENDING}.csv", ["case", *columns], [{"case": table.case, **row} for row in (*rows, *totals)])  # fmt: skip
+
+
+def read_lesion_tables(folder: Path) -> list[LesionTable]:
+    """The tables in a folder of predictions, by case.
+
+    Raises:
+        PwmlError: one cannot be read or is of another layout.
+    """
+    return [LesionTable.read(path) for path in sorted(folder.glob(f"*{ENDING}.json"))]
+
+
+def write_review(path: Path, tables: Sequence[LesionTable]) -> list[tuple[str, LesionRow]]:
+    """Writes a CSV of the lesions of all cases, the least sure first; gives them with their cases."""
+    lesions = [(table.case, row) for table in tables for row in table.lesions]
+    lesions.sort(key=lambda lesion: _least_sure_first(lesion[1].to_dict()))
+    columns = ["case", *(field.name for field in fields(LesionRow))]
+    write_rows(path, columns, [{"case": case, **row.to_dict()} for case, row in lesions])
+    return lesions
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a CSV file, whole or not at all; what is None or not there is an empty cell."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

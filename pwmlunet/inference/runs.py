@@ -1,0 +1,128 @@
+"""The trained runs of a dataset: their out-of-fold cases, alone and together, and what they cost."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from pwmlunet.config import did_you_mean, join
+from pwmlunet.data.store import CaseFacts, CaseStore, WayBack
+from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.probabilities import read_probability
+from pwmlunet.inference.candidates import CaseTable, OutOfFold, tabulate_case
+from pwmlunet.inference.model import ALL, TrainedModel
+from pwmlunet.planning.plan import read_labels
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained run and its out-of-fold cases."""
+
+    model: TrainedModel
+    store: CaseStore
+    files: Mapping[str, tuple[str, Path]]
+    """Fold and probabilities by case."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.model.folder.name
+
+
+def gather_runs(folder: Path, prepared: Path, names: Sequence[str] | None) -> list[Run]:
+    """The trained runs with out-of-fold probabilities."""
+    found = [p.parent for p in sorted(folder.glob("*/training.json")) if any(p.parent.glob("fold_*/validation/*.npz"))]  # fmt: skip
+    for name in names or ():
+        if name not in {f.name for f in found}:
+            raise PwmlError(
+                f"{folder} has no trained run {name!r}{did_you_mean(name, [f.name for f in found])}"
+            )
+    opened = [TrainedModel.open(f) for f in found if not names or f.name in names]
+    runs = [Run(m, CaseStore(prepared / m.configuration.preparation), _out_of_fold(m)) for m in opened]
+    labels = read_labels(prepared / "dataset.json")
+    for run in runs:
+        if run.model.labels != labels:
+            raise PwmlError(f"{run.model.folder} was trained with other labels than {prepared} has now: leave it out with --runs")  # fmt: skip
+    runs = [run for run in runs if run.files]
+    if not runs:
+        raise PwmlError(f"{folder} has no run with a finished fold: run pwml_train -d {prepared.name}")
+    return runs
+
+
+def _out_of_fold(model: TrainedModel) -> dict[str, tuple[str, Path]]:
+    """Fold and probabilities by case; of a case that several folds hold out, the first fold's."""
+    files: dict[str, tuple[str, Path]] = {}
+    for fold in model.finished_folds():
+        if fold != ALL:  # its networks learned from these cases
+            for path in sorted((model.fold_folder(fold) / "validation").glob("*.npz")):
+                files.setdefault(path.name.removesuffix(".npz"), (fold, path))
+    return files
+
+
+def comparable_runs(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs that have the cases of the run that has most, and why the others are left out."""
+    most = max(runs, key=lambda run: len(run.files))
+    comparable = [run for run in runs if run.files.keys() >= most.files.keys()]
+    left_out = []
+    for run in runs:
+        if run not in comparable:
+            missing = {most.files[case][0] for case in most.files.keys() - run.files.keys()}
+            left_out.append(
+                f"{run.name} is left out: it has not predicted the cases of fold {join(sorted(missing))}; train it there"
+            )
+    return [Run(r.model, r.store, {c: r.files[c] for c in sorted(most.files)}) for r in comparable], left_out
+
+
+def groups_of(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
+    """Each run, all pairs, and all together."""
+    groups: list[tuple[Run, ...]] = [*((run,) for run in runs), *combinations(runs, 2)]
+    return [*groups, tuple(runs)] if len(runs) > 2 else groups
+
+
+def tabulate_groups(runs: Sequence[Run], groups: Sequence[tuple[Run, ...]]) -> list[list[CaseTable]]:
+    """The tables of each group. Probabilities are in memory for one case at a time."""
+    tables: list[list[CaseTable]] = [[] for _ in groups]
+    labels = runs[0].model.labels
+    for name in tqdm(sorted(runs[0].files), "out-of-fold cases", leave=False):
+        facts, reference = _facts(runs[0], name), runs[0].store.reference(name)
+        shape, n_targets = reference.shape, len(labels.targets)
+        read = {run.name: read_probability(run.files[name][1], shape, n_targets) for run in runs}
+        for group, rows in zip(groups, tables, strict=True):
+            mean = _mean([read[run.name] for run in group])
+            fold, spacing = runs[0].files[name][0], facts.way_back.geometry.spacing_zyx_mm
+            rows.append(tabulate_case(OutOfFold(name, facts.subject, fold, spacing, reference, mean), labels))
+    return tables
+
+
+def _facts(run: Run, name: str) -> CaseFacts:
+    facts = run.store.facts(name)
+    if facts is None:
+        raise PwmlError(f"case {name}, which {run.name} has predicted, is not preprocessed in {run.store.folder}: run pwml_plan_and_preprocess")  # fmt: skip
+    return facts
+
+
+def _mean(probabilities: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return probabilities[0] if len(probabilities) == 1 else np.mean(probabilities, axis=0)
+
+
+def multiply_adds(run: Run) -> float:
+    """What one look at the first case costs, for each voxel of the image; counted, not run."""
+    way_back = _facts(run, min(run.files)).way_back
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run.model.build().eval().segment(torch.empty(_seen_shape(run.model, way_back)))
+    return float(counter.get_total_flops()) / 2 / math.prod(way_back.geometry.shape_zyx)
+
+
+def _seen_shape(model: TrainedModel, way_back: WayBack) -> tuple[int, int, int, int, int]:
+    """The prepared case as the network sees it: slices repeated at both ends, sides up to its stride."""
+    network = model.configuration.network
+    z, y, x = way_back.grid_shape_zyx
+    y, x = (math.ceil(n / network.stride) * network.stride for n in (y, x))
+    return 1, len(model.plan.channel_names), z + network.n_slices - 1, y, x

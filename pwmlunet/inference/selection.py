@@ -1,0 +1,287 @@
+"""Selection: which of a dataset's trained runs, or which of them together, predicts best, and at what point."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwmlunet.config import Config
+from pwmlunet.data.dataset import FOLDER_NAME
+from pwmlunet.data.workspace import Workspace, is_called
+from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.bootstrap import Interval, difference_interval, ratio_interval
+from pwmlunet.inference.calibration import Calibration, calibrate, text
+from pwmlunet.inference.candidates import CaseTable, Counts
+from pwmlunet.inference.choosing import Wish
+from pwmlunet.inference.model import TrainedModel, find_model
+from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.inference.runs import (
+    Run,
+    comparable_runs,
+    gather_runs,
+    groups_of,
+    multiply_adds,
+    tabulate_groups,
+)
+
+Criterion = Literal["lesion_f1", "lesion_recall", "dice"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+
+_FILE = "best.json"
+_POSTPROCESSING = "postprocessing.json"
+_VERSION = 1
+_TIE = 1e-6
+
+
+@dataclass(frozen=True)
+class Candidate(Config):
+    """A run, or several together, judged on the cases that its networks did not learn from."""
+
+    runs: tuple[str, ...]
+    """Their probabilities are averaged."""
+    multiply_adds_per_voxel: float
+    """Of the image's own grid, for one fold and without mirrored versions; the sum over the runs."""
+    value: float | None
+    """The criterion, each subject at the point that the others chose; None where no subject has it."""
+    interval: Interval | None
+    """Of the value; None with one subject."""
+    dice: float | None
+    """Mean over subjects; it decides between equals."""
+    difference: float | None
+    """How much the highest value is above this one."""
+    difference_interval: Interval | None
+    """Of the difference, paired by subject."""
+
+
+@dataclass(frozen=True)
+class Best(Config):
+    """What predicts best; `best.json` beside a dataset's runs."""
+
+    version: int
+    """Of this file's layout."""
+    runs: tuple[str, ...]
+    """The runs whose probabilities are averaged, by the names of their folders."""
+    postprocessing: str
+    """The file with their settings, from the folder of best.json."""
+    criterion: Criterion
+    """What was compared: the mean over subjects of a subject's lesion F1, lesion recall or Dice."""
+    reasons: tuple[str, ...]
+    """Why these runs, and which could not be compared."""
+    candidates: tuple[Candidate, ...]
+    """All that was compared, the highest value first."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `find_best` found and wrote."""
+
+    best: Best
+    postprocessing: Postprocessing
+    text: str
+    """To be printed."""
+
+
+def find_best(
+    workspace: Workspace,
+    dataset: str,
+    *,
+    criterion: Criterion = "lesion_f1",
+    wish: Wish | None = None,
+    runs: Sequence[str] | None = None,
+) -> Found:
+    """The best of the trained runs, all pairs of them and all together, calibrated, and written down.
+
+    Args:
+        workspace: Where the runs and the preprocessed cases are.
+        dataset: Number or name.
+        criterion: What is compared.
+        wish: What the point shall promise; lesion F1 chooses it otherwise.
+        runs: Names of the runs to compare; all by default.
+
+    Raises:
+        PwmlError: there is no run to compare, a file of one is damaged, or the wish cannot be kept.
+    """
+    prepared = workspace.find_preprocessed(dataset)
+    folder = workspace.results / prepared.name
+    comparable, left_out = comparable_runs(gather_runs(folder, prepared, runs))
+    groups = groups_of(comparable)
+    calibrations, kept = _calibrate_all(tabulate_groups(comparable, groups), groups, wish)
+    candidates = _judge(kept, calibrations, criterion)
+    chosen, reason = _pick(candidates)
+    names = candidates[chosen].runs
+    postprocessing = calibrations[chosen].postprocessing
+    ranked = sorted(candidates, key=_rank)
+    file = _POSTPROCESSING if len(names) > 1 else f"{names[0]}/{_POSTPROCESSING}"
+    best = Best(_VERSION, names, file, criterion, (reason, *left_out), tuple(ranked))
+    _write(folder / file, postprocessing)
+    best.write(folder / _FILE)
+    return Found(best, postprocessing, "\n".join([*_lines(best), text(postprocessing)]))
+
+
+def read_best(folder: Path) -> Best | None:
+    """What was found to be best in a dataset's folder of results; None where nobody looked.
+
+    Raises:
+        PwmlError: best.json is broken.
+    """
+    path = folder / _FILE
+    return Best.read(path) if path.is_file() else None
+
+
+def find_models(
+    workspace: Workspace, dataset: str | None, run: str | None
+) -> tuple[list[TrainedModel], Postprocessing]:
+    """The models to predict with and their settings: the run that is named, else the best, else the only one.
+
+    Raises:
+        PwmlError: there is none, or several and nothing says which.
+    """
+    trained = {p.parents[2] for p in workspace.results.glob("*/*/fold_*/weights.pt")}
+    folders = sorted(folder for folder in trained if FOLDER_NAME.fullmatch(folder.name))
+    folders = [f for f in folders if dataset is None or is_called(f, dataset)]
+    best = read_best(folders[0]) if run is None and len(folders) == 1 else None
+    if best is None:
+        model = find_model(workspace, dataset, run)
+        return [model], model.postprocessing
+    for name in best.runs:
+        if not (folders[0] / name / "training.json").is_file():
+            raise PwmlError(f"{folders[0] / _FILE} names the run {name}, which is not there: run pwml_find_best again, or name a run with -c")  # fmt: skip
+    path = folders[0] / best.postprocessing
+    postprocessing = Postprocessing.read(path) if path.is_file() else Postprocessing()
+    return [TrainedModel.open(folders[0] / name) for name in best.runs], postprocessing
+
+
+def _calibrate_all(
+    tables: Sequence[Sequence[CaseTable]], groups: Sequence[tuple[Run, ...]], wish: Wish | None
+) -> tuple[list[Calibration], list[tuple[Run, ...]]]:
+    """The calibrations of the groups that can keep the wish, and these groups."""
+    calibrations, kept, problems = [], [], []
+    for rows, group in zip(tables, groups, strict=True):
+        try:
+            calibrations.append(calibrate(rows, wish))
+            kept.append(group)
+        except PwmlError as error:
+            problems.append(f"{_together(r.name for r in group)}: {error}")
+    if not kept:
+        raise PwmlError.listing("nothing keeps the wish", problems)
+    return calibrations, kept
+
+
+def _judge(
+    groups: Sequence[tuple[Run, ...]], calibrations: Sequence[Calibration], criterion: Criterion
+) -> list[Candidate]:
+    """The candidates, in the order of the groups."""
+    sums = [_sums(c.nested, criterion) for c in calibrations]
+    dices = [_mean_of(_sums(c.nested, "dice")) for c in calibrations]
+    values = [_mean_of(s) for s in sums]
+    top = min(range(len(values)), key=lambda i: (-_rounded(values[i]), -_rounded(dices[i])))
+    costs = {run.name: multiply_adds(run) for group in groups for run in group}
+    return [
+        Candidate(
+            runs=tuple(run.name for run in group),
+            multiply_adds_per_voxel=float(f"{sum(costs[run.name] for run in group):.4g}"),
+            value=values[i],
+            interval=ratio_interval(*sums[i]),
+            dice=dices[i],
+            difference=_less(values[top], values[i]),
+            difference_interval=difference_interval(sums[top], sums[i]),
+        )
+        for i, group in enumerate(groups)
+    ]
+
+
+def _sums(counts: Counts, criterion: Criterion) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Each subject's score (S,), 0 where it has none, and whether it has one.
+
+    A clean subject has no recall; without false positives it has neither F1 nor Dice, and 0 with some.
+    """
+    parts, wholes = {
+        "lesion_f1": (2 * counts.n_found[0], counts.n_predicted[0] + counts.n_reference),
+        "lesion_recall": (counts.n_found[0], counts.n_reference),
+        "dice": (counts.overlap[0], counts.both_sizes[0]),
+    }[criterion]
+    defined = (wholes > 0).astype(np.float64)
+    return parts / np.maximum(wholes, 1), defined
+
+
+def _mean_of(sums: tuple[NDArray[np.float64], NDArray[np.float64]]) -> float | None:
+    scores, defined = sums
+    return float(scores.sum() / defined.sum()) if defined.any() else None
+
+
+def _less(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
+
+
+def _rounded(value: float | None) -> float:
+    """What ties are told by."""
+    return -1.0 if value is None else round(value / _TIE) * _TIE
+
+
+def _rank(candidate: Candidate) -> tuple[float, float, float]:
+    """The highest value first, then the highest Dice, then the cheapest."""
+    return -_rounded(candidate.value), -_rounded(candidate.dice), candidate.multiply_adds_per_voxel
+
+
+def _pick(candidates: Sequence[Candidate]) -> tuple[int, str]:
+    """The cheapest candidate that cannot be told from the best, and why in words."""
+    order = sorted(range(len(candidates)), key=lambda i: _rank(candidates[i]))
+    top = order[0]
+    if len(candidates) == 1:
+        return top, f"{_together(candidates[top].runs)} is the only run: nothing was compared"
+    able = [i for i in order if i == top or _cannot_tell(candidates[i])]
+    chosen = min(able, key=lambda i: (candidates[i].multiply_adds_per_voxel, order.index(i)))
+    return chosen, _reason(candidates, top, chosen)
+
+
+def _cannot_tell(candidate: Candidate) -> bool:
+    interval = candidate.difference_interval
+    return interval is None or interval.low <= 0 <= interval.high
+
+
+def _reason(candidates: Sequence[Candidate], top: int, chosen: int) -> str:
+    best, taken = candidates[top], candidates[chosen]
+    name = _together(taken.runs)
+    if chosen == top:
+        return f"{name} has the highest value of the candidates, and nothing cheaper comes within its uncertainty"
+    interval, gap = taken.difference_interval, taken.difference or 0.0
+    cheaper = f"cheaper ({taken.multiply_adds_per_voxel:,.0f} against {best.multiply_adds_per_voxel:,.0f} multiply-adds a voxel)"
+    if gap <= _TIE:
+        return f"{name} is as good as {_together(best.runs)}, and {cheaper}"
+    if interval is None:
+        return f"{_together(best.runs)} has the highest value; with one subject nobody can tell whether that is noise, and {name} is {cheaper}"
+    return (
+        f"{_together(best.runs)} has the highest value, but its difference to {name}, {gap:.2f} "
+        f"[{interval.low:.2f}, {interval.high:.2f}], may be noise, and {name} is {cheaper}"
+    )
+
+
+def _together(names: "Iterator[str] | Sequence[str]") -> str:
+    return " + ".join(names)
+
+
+def _write(path: Path, postprocessing: Postprocessing) -> None:
+    """Writes the settings; those that a person made are kept beside them, as postprocessing.json.old."""
+    if path.is_file():
+        known = Postprocessing.read(path)
+        if known != Postprocessing() and known.chosen is None:
+            shutil.copyfile(path, path.with_name(f"{path.name}.old"))
+    postprocessing.write(path)
+
+
+def _lines(best: Best) -> Iterator[str]:
+    """The candidates as a table, and the reasons."""
+    width = max(len(_together(c.runs)) for c in best.candidates) + 2
+    yield f"{'candidate':<{width}}{best.criterion:<20}{'Dice':<8}multiply-adds a voxel"
+    for c in best.candidates:
+        spread = f" [{c.interval.low:.2f}, {c.interval.high:.2f}]" if c.interval else ""
+        value, dice = ("-" if v is None else f"{v:.2f}" for v in (c.value, c.dice))
+        yield f"{_together(c.runs):<{width}}{value + spread:<20}{dice:<8}{c.multiply_adds_per_voxel:,.0f}"
+    if len(best.candidates) > 1:
+        yield "the same subjects choose among the candidates, so that the highest value is a little too good"
+    yield f"best: {_together(best.runs)}"
+    yield from (f"  {reason}" for reason in best.reasons)

@@ -1,0 +1,1 @@
+"""Pages and pictures for people: the report, the comparison, the overlay."""

@@ -1,0 +1,136 @@
+import csv
+
+import numpy as np
+import pytest
+
+from pwmlunet.data.dataset import Labels, Target
+from pwmlunet.data.image import Geometry
+from pwmlunet.evaluation.lesion_table import (
+    LesionTable,
+    read_lesion_tables,
+    tabulate,
+    write_lesion_table,
+    write_review,
+)
+from pwmlunet.evaluation.masks import LESION
+
+SPACING = (3.0, 0.5, 0.25)
+SHAPE = (4, 6, 9)
+GRID = Geometry(SHAPE, SPACING, origin_xyz_mm=(-1.0, 10.0, 100.0))
+
+
+def one_lesion(*voxels, value=1):
+    mask = np.zeros(SHAPE, np.uint8)
+    for voxel in voxels:
+        mask[voxel] = value
+    return mask
+
+
+def row_of(mask, geometry=GRID, **maps):
+    (row,) = tabulate("a", mask, geometry, LESION, **maps).lesions
+    return row
+
+
+def test_a_lesion_is_measured_in_mm_and_in_voxels():
+    row = row_of(one_lesion((1, 2, 3), (1, 2, 4), (2, 3, 5)))
+    assert row.n_voxels == 3 and row.volume_mm3 == pytest.approx(3 * 3 * 0.5 * 0.25)
+    # farthest centres: one slice, one row and two columns apart; plus the smallest spacing
+    assert row.largest_diameter_mm == pytest.approx(np.hypot(np.hypot(3, 0.5), 0.5) + 0.25)
+    assert (row.first_slice, row.last_slice) == (1, 2)
+    assert (row.centroid_z_voxel, row.centroid_y_voxel, row.centroid_x_voxel) == pytest.approx(
+        (4 / 3, 7 / 3, 4)
+    )
+    place = row.centroid_x_mm, row.centroid_y_mm, row.centroid_z_mm
+    assert place == pytest.approx((-1 + 4 * 0.25, 10 + 7 / 3 * 0.5, 100 + 4 / 3 * 3))
+    assert row.mean_probability is row.max_probability is row.spread_over_folds is None
+
+
+def test_a_lesion_of_one_voxel_is_one_voxel_wide():
+    assert row_of(one_lesion((0, 0, 0))).largest_diameter_mm == 0.25
+
+
+def test_the_diameter_of_a_large_lesion_is_that_of_all_its_voxels():
+    shape = (5, 30, 40)  # more rows than are compared at a time
+    z, y, x = np.indices(shape)
+    mask = (((z - 2) / 2.5) ** 2 + ((y - 15) / 14) ** 2 + ((x - 20 - (y - 15)) / 9) ** 2 <= 1).astype(
+        np.uint8
+    )
+    places = np.argwhere(mask) * SPACING
+    farthest = max(np.linalg.norm(places - place, axis=1).max() for place in places)
+    row = row_of(mask, Geometry(shape, SPACING))
+    assert row.n_voxels == len(places) > 800
+    assert row.largest_diameter_mm == pytest.approx(farthest + 0.25)
+
+
+@pytest.mark.parametrize(("direction", "side"), [(1.0, "left"), (-1.0, "right")])
+def test_the_side_follows_the_affine(direction, side):
+    turned = (direction, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    geometry = Geometry(SHAPE, SPACING, (0.0, 0.0, 0.0), turned)
+    mask = one_lesion((0, 0, 8))
+    assert row_of(mask, geometry).side == side
+    assert row_of(mask, geometry, midline_x_mm=direction * (8 * 0.25 + 0.4)).side == "midline"
+    assert row_of(mask, geometry, midline_x_mm=direction * (8 * 0.25 + 0.6)).side != side
+
+
+def test_the_least_sure_lesion_comes_first_and_more_spread_before_less():
+    mask = one_lesion((0, 0, 0), (1, 3, 4), (3, 5, 8))
+    probability = np.zeros((1, *SHAPE), np.float32)
+    spread = np.zeros_like(probability)
+    for voxel, p, s in (((0, 0, 0), 0.9, 0.1), ((1, 3, 4), 0.6, 0.1), ((3, 5, 8), 0.6, 0.3)):
+        probability[(0, *voxel)], spread[(0, *voxel)] = p, s
+    table = tabulate("a", mask, GRID, LESION, probability=probability, spread=spread)
+    assert [row.first_slice for row in table.lesions] == [3, 1, 0]
+    assert [row.number for row in table.lesions] == [1, 2, 3]
+    assert [row.spread_over_folds for row in table.lesions] == pytest.approx([0.3, 0.1, 0.1])
+
+
+def test_probabilities_are_of_the_lesions_own_voxels_and_target():
+    labels = Labels((Target("wmh", (1,), 1), Target("lacune", (2,), 2)), ignore=None)
+    mask = one_lesion((0, 0, 0), (0, 0, 1)) + one_lesion((2, 4, 4), value=2)
+    probability = np.full((2, *SHAPE), 0.01, np.float32)
+    probability[0, 0, 0, :2] = 0.6, 0.8
+    probability[1, 2, 4, 4] = 0.9
+    table = tabulate("a", mask, GRID, labels, probability=probability)
+    wmh, lacune = table.lesions
+    assert (wmh.target, wmh.mean_probability, wmh.max_probability) == (
+        "wmh",
+        pytest.approx(0.7),
+        pytest.approx(0.8),
+    )
+    assert (lacune.target, lacune.mean_probability) == ("lacune", pytest.approx(0.9))
+    assert {name: totals.n_lesions for name, totals in table.totals.items()} == {"wmh": 1, "lacune": 1}
+    assert table.totals["wmh"].volume_mm3 == pytest.approx(2 * 0.375)
+
+
+def test_a_case_without_lesions_has_an_empty_table(tmp_path):
+    table = tabulate("a", np.zeros(SHAPE, np.uint8), GRID, LESION)
+    assert not table.lesions and table.totals["lesion"].n_lesions == 0
+    write_lesion_table(tmp_path, table)
+    assert LesionTable.read(tmp_path / "a_lesions.json") == table
+
+
+def test_json_comes_back_and_csv_has_totals_last(tmp_path):
+    table = tabulate("a", one_lesion((0, 0, 0), (3, 5, 8)), GRID, LESION)
+    write_lesion_table(tmp_path, table)
+    assert LesionTable.read(tmp_path / "a_lesions.json") == table
+    with (tmp_path / "a_lesions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["number"] for row in rows] == ["1", "2", "total"]
+    assert rows[-1]["n_voxels"] == "2" and float(rows[-1]["volume_mm3"]) == pytest.approx(0.75)
+    assert rows[0]["case"] == "a" and rows[0]["mean_probability"] == ""
+
+
+def test_the_review_runs_over_all_cases(tmp_path):
+    tables = []
+    for case, p in (("sure", 0.95), ("unsure", 0.55), ("fair", 0.7)):
+        probability = np.full((1, *SHAPE), p, np.float32)
+        tables.append(tabulate(case, one_lesion((0, 0, 0)), GRID, LESION, probability=probability))
+        write_lesion_table(tmp_path, tables[-1])
+    found = write_review(tmp_path / "review.csv", read_lesion_tables(tmp_path))
+    assert [(case, row.mean_probability) for case, row in found] == [
+        ("unsure", pytest.approx(0.55)),
+        ("fair", pytest.approx(0.7)),
+        ("sure", pytest.approx(0.95)),
+    ]
+    with (tmp_path / "review.csv").open(newline="") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == ["unsure", "fair", "sure"]

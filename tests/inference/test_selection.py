@@ -1,0 +1,299 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from pwmlunet.data.store import CaseStore
+from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.lesions import find_lesions
+from pwmlunet.evaluation.probabilities import write_probability
+from pwmlunet.inference.choosing import Wish
+from pwmlunet.inference.model import TrainedModel
+from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.inference.runs import gather_runs, multiply_adds
+from pwmlunet.inference.selection import find_best, find_models, read_best
+
+FOLDS = {"sub-01_ses-1": "0", "sub-01_ses-2": "0", "sub-02": "1", "sub-03": "2", "sub-04": "3"}
+
+
+class Runs:
+    """Runs of the tiny dataset whose out-of-fold probabilities a test makes up."""
+
+    def __init__(self, home, workspace):
+        self.workspace = workspace
+        self.folder = home / "results" / "Dataset001_Tiny"
+        self.prepared = home / "preprocessed" / "Dataset001_Tiny"
+        self.template = home / "trained"
+        (self.folder / "trident").rename(self.template)
+        store = next(p.parent for p in self.prepared.glob("*/sub-02"))
+        self.references = {name: CaseStore(store).reference(name) for name in FOLDS}
+
+    def add(self, name, predict, *, folds="0123", **network):
+        """A run that gives `predict(case, reference)` as probability, in the given folds."""
+        run = self.folder / name
+        shutil.copytree(self.template, run, ignore=shutil.ignore_patterns("fold_*"))
+        for case, fold in FOLDS.items():
+            if fold in folds:
+                probability = np.asarray(predict(case, self.references[case]), np.float32)[None]
+                write_probability(run / f"fold_{fold}" / "validation" / f"{case}.npz", probability)
+                shutil.copyfile(self.template / "fold_0" / "weights.pt", run / f"fold_{fold}" / "weights.pt")
+        if network:
+            plan = json.loads((run / "plan.json").read_text())
+            plan["configurations"]["trident"]["network"] |= network
+            (run / "plan.json").write_text(json.dumps(plan))
+        return run
+
+    def find(self, **options):
+        return find_best(self.workspace, "1", **options)
+
+
+@pytest.fixture
+def runs(copied, trained_home, tiny):
+    home = copied(trained_home)
+    return Runs(home, tiny.workspace_in(home))
+
+
+def perfect(case, reference):
+    return np.where(reference > 0, 0.9, 0.001)
+
+
+def blind(case, reference):
+    return np.full(reference.shape, 0.001)
+
+
+def half(which):
+    """Finds every second lesion and invents one, elsewhere than the other half does."""
+
+    def predict(case, reference):
+        components, n = find_lesions(reference > 0)
+        probability = np.full(reference.shape, 0.001)
+        for number in range(1, n + 1):
+            probability[components == number] = 0.99 if number % 2 == which else 0.2
+        probability[which, 1, 40:43] = 0.7
+        return probability
+
+    return predict
+
+
+def test_the_better_run_is_found_and_written(runs):
+    runs.add("seeing", perfect)
+    runs.add("blind", blind)
+    found = runs.find()
+    assert found.best.runs == ("seeing",) and found.best.criterion == "lesion_f1"
+    assert found.best.candidates[0].runs == ("seeing",)
+    assert {c.runs: c.value for c in found.best.candidates}[("blind",)] == 0
+    assert found.best.candidates[0].value == 1 and found.best.candidates[0].dice == 1
+    assert read_best(runs.folder) == found.best
+    assert found.best.postprocessing == "seeing/postprocessing.json"
+    assert Postprocessing.read(runs.folder / found.best.postprocessing) == found.postprocessing
+    assert Postprocessing.read(runs.folder / "blind" / "postprocessing.json") == Postprocessing()
+    assert found.postprocessing.chosen.n_cases == 5 and found.postprocessing.chosen.n_folds == 4
+    for words in (
+        "best: seeing",
+        "calibrated by lesion F1, from 4 subjects (3 with lesions)",
+        "blind + seeing",
+    ):
+        assert words in found.text
+
+
+def test_what_was_found_is_what_predicts(runs):
+    runs.add("seeing", perfect)
+    runs.add("blind", blind)
+    with pytest.raises(PwmlError, match="several trained models"):
+        find_models(runs.workspace, "1", None)
+    found = runs.find(wish=Wish(at_least_recall=0.5))
+    for dataset in (None, "1", "Tiny"):
+        models, postprocessing = find_models(runs.workspace, dataset, None)
+        assert [m.folder.name for m in models] == ["seeing"] and postprocessing == found.postprocessing
+    models, postprocessing = find_models(runs.workspace, "1", "blind")  # who names a run gets it
+    assert [m.folder.name for m in models] == ["blind"] and postprocessing == Postprocessing()
+    shutil.rmtree(runs.folder / "seeing")
+    with pytest.raises(PwmlError, match=r"best.json names the run seeing, which is not there"):
+        find_models(runs.workspace, "1", None)
+    with pytest.raises(PwmlError, match="no trained model of dataset '2'"):
+        find_models(runs.workspace, "2", None)
+
+
+def test_two_that_make_up_for_each_other_are_taken_together(runs):
+    runs.add("even", half(0))
+    runs.add("odd", half(1))
+    found = runs.find()
+    assert found.best.runs == ("even", "odd")
+    values = {c.runs: c.value for c in found.best.candidates}
+    assert values[("even", "odd")] == 1 > 0.8 > max(values[("even",)], values[("odd",)])
+    assert "has the highest value of the candidates" in found.best.reasons[0]
+    assert found.best.postprocessing == "postprocessing.json"
+    assert Postprocessing.read(runs.folder / "postprocessing.json") == found.postprocessing
+    models, postprocessing = find_models(runs.workspace, None, None)
+    assert [m.folder.name for m in models] == ["even", "odd"] and postprocessing == found.postprocessing
+
+
+def test_three_runs_are_compared_alone_in_pairs_and_together(runs):
+    for name in "abc":
+        runs.add(name, perfect)
+    found = runs.find()
+    assert sorted("".join(c.runs) for c in found.best.candidates) == ["a", "ab", "abc", "ac", "b", "bc", "c"]
+    costs = {"".join(c.runs): c.multiply_adds_per_voxel for c in found.best.candidates}
+    assert costs["abc"] == pytest.approx(3 * costs["a"], rel=1e-3)
+    assert len(found.best.runs) == 1 and found.best.runs == ("a",)
+
+
+def test_the_cheaper_is_taken_where_the_difference_may_be_noise(runs):
+    """The narrow run misses the lesions of one case of three subjects."""
+    runs.add("wide", perfect)
+    runs.add("narrow", lambda c, r: perfect(c, r) if c != "sub-02" else blind(c, r), width=2)
+    found = runs.find()
+    assert found.best.runs == ("narrow",)
+    assert found.best.candidates[0].runs == ("wide",) or found.best.candidates[0].value == 1
+    assert "may be noise, and narrow is cheaper (" in found.best.reasons[0]
+    narrow = next(c for c in found.best.candidates if c.runs == ("narrow",))
+    assert narrow.difference == pytest.approx(1 / 3) and narrow.difference_interval.low == 0
+
+
+def test_dice_decides_between_equals(runs):
+    """Both find every lesion; one paints a voxel more around each."""
+
+    def generous(case, reference):
+        wider = reference.copy()
+        wider[:, :, 1:] |= reference[:, :, :-1]
+        return np.where(wider > 0, 0.9, 0.001)
+
+    runs.add("a_generous", generous)
+    runs.add("exact", perfect)
+    found = runs.find()
+    values = {c.runs: (c.value, c.dice) for c in found.best.candidates}
+    assert values[("exact",)] == (1, 1) and values[("a_generous",)][0] == 1 > values[("a_generous",)][1]
+    assert found.best.candidates[0].runs == ("exact",)
+    assert runs.find(criterion="dice").best.runs == ("exact",)
+
+
+@pytest.mark.parametrize("criterion", ["lesion_f1", "lesion_recall", "dice"])
+def test_a_clean_subject_counts_only_where_something_is_invented(runs, criterion):
+    """sub-04 has no lesion: recall does not see what is invented there, F1 and Dice give it a 0."""
+
+    def inventive(case, reference):
+        probability = perfect(case, reference)
+        probability[2, 5, 5:8] = 0.9 if case == "sub-04" else 0.001
+        return probability
+
+    runs.add("inventive", inventive)
+    value = runs.find(criterion=criterion).best.candidates[0].value
+    assert value == pytest.approx(1 if criterion == "lesion_recall" else 3 / 4)
+
+
+def test_only_the_named_runs_are_compared(runs):
+    for name in ("a", "b", "c"):
+        runs.add(name, perfect)
+    found = runs.find(runs=["b", "c"])
+    assert {c.runs for c in found.best.candidates} == {("b",), ("c",), ("b", "c")}
+    with pytest.raises(PwmlError, match=r"has no trained run 'd'"):
+        runs.find(runs=["d"])
+
+
+def test_a_run_without_all_folds_is_left_out_and_told_what_it_lacks(runs):
+    runs.add("whole", perfect)
+    runs.add("part", perfect, folds="02")
+    found = runs.find()
+    assert {c.runs for c in found.best.candidates} == {("whole",)}
+    assert found.best.reasons[0] == "whole is the only run: nothing was compared"
+    assert found.best.reasons[1].startswith("part is left out: it has not predicted the cases of fold 1, 3")
+
+
+def test_one_fold_and_one_subject_are_said(runs):
+    runs.add("a", perfect, folds="0", width=8)
+    runs.add("b", lambda c, r: blind(c, r), folds="0")
+    found = runs.find()
+    assert "all cases are of fold 0" in found.text and "there are no intervals" in found.text
+    assert "too few to choose from" in found.text
+    assert found.best.runs == ("b",)  # the cheaper one, which is how little one subject says
+    assert "with one subject nobody can tell whether that is noise" in found.best.reasons[0]
+
+
+def test_folds_that_are_not_held_out_or_not_finished_do_not_count(runs):
+    run = runs.add("run", perfect, folds="012")
+    shutil.copytree(run / "fold_0", run / "fold_all")
+    write_probability(run / "fold_all" / "validation" / "sub-04.npz", np.zeros((1, 4, 56, 48), np.float32))
+    (run / "fold_2" / "weights.pt").unlink()
+    found = runs.find()
+    assert found.postprocessing.chosen.n_cases == 3 and found.postprocessing.chosen.n_folds == 2
+
+
+def test_settings_made_by_hand_are_kept(runs):
+    run = runs.add("run", perfect)
+    Postprocessing(0.7).write(run / "postprocessing.json")
+    runs.find()
+    assert Postprocessing.read(run / "postprocessing.json.old") == Postprocessing(0.7)
+    runs.find()  # what is there now was chosen, not made
+    assert Postprocessing.read(run / "postprocessing.json.old") == Postprocessing(0.7)
+    assert TrainedModel.open(run).postprocessing.chosen is not None
+
+
+def test_a_wish_is_kept_or_told(runs):
+    runs.add("seeing", perfect)
+    runs.add("blind", blind)
+    found = runs.find(wish=Wish(at_least_recall=0.8))
+    assert found.best.runs == ("seeing",) and "recall of at least 0.8" in found.text
+    assert {c.runs for c in found.best.candidates} == {("seeing",), ("blind", "seeing")}  # who can keep it
+    with pytest.raises(PwmlError, match=r"(?s)nothing keeps the wish.*blind: recall of at least 0.99"):
+        runs.find(wish=Wish(at_least_recall=0.99))
+
+
+def test_without_runs_it_is_told(runs):
+    with pytest.raises(
+        PwmlError, match=r"has no run with a finished fold: run pwml_train -d Dataset001_Tiny"
+    ):
+        runs.find()
+    assert read_best(runs.folder) is None
+
+
+def write(path, **arrays):
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "is damaged"),
+        (lambda path: write(path, probability=np.full((1, 4, 56, 48), 1.5)), "must be from 0 to 1"),
+        (lambda path: write(path, probability=np.full((1, 4, 56, 48), np.nan)), "must be from 0 to 1"),
+        (lambda path: write(path, probability=np.zeros((1, 4, 56, 40))), "has the shape 1, 4, 56, 40"),
+        (lambda path: write(path, mask=np.zeros(3)), "holds no array called probability"),
+    ],
+)
+def test_bad_probabilities_are_told_by_file(runs, spoil, words):
+    run = runs.add("run", perfect)
+    spoil(run / "fold_1" / "validation" / "sub-02.npz")
+    with pytest.raises(PwmlError, match=words) as caught:
+        runs.find()
+    assert "run/fold_1/validation/sub-02.npz" in str(caught.value)
+
+
+def test_cases_and_labels_that_are_gone_are_told(runs):
+    run = runs.add("run", perfect)
+    shutil.copyfile(
+        run / "fold_0" / "validation" / "sub-01_ses-1.npz", run / "fold_0" / "validation" / "gone.npz"
+    )
+    with pytest.raises(PwmlError, match=r"case gone, which run has predicted, is not preprocessed"):
+        runs.find()
+    content = json.loads((run / "dataset.json").read_text())
+    content["labels"] = {"background": 0, "spot": 1}
+    (run / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(PwmlError, match=r"run was trained with other labels"):
+        runs.find()
+
+
+def test_the_cost_is_that_of_the_slices_a_network_sees(runs):
+    """Half as wide costs about a quarter, and a voxel of the image is not one of the enlarged grid."""
+    runs.add("narrow", perfect, width=16)
+    runs.add("wide", perfect, width=32)
+    runs.add("deep", perfect, width=16, n_slices=5)  # more than the case has
+    deep, narrow, wide = gather_runs(runs.folder, runs.prepared, None)
+    assert 3.5 < multiply_adds(wide) / multiply_adds(narrow) < 4.2
+    assert multiply_adds(narrow) < multiply_adds(deep)
+    before = multiply_adds(narrow)
+    path = narrow.store.folder / "sub-01_ses-1" / "case.json"
+    facts = json.loads(path.read_text())
+    facts["way_back"]["geometry"]["shape_zyx"][2] *= 2  # as if the same grid came from twice the pixels
+    path.write_text(json.dumps(facts))
+    assert multiply_adds(narrow) == pytest.approx(before / 2)

@@ -127,8 +127,8 @@ What `pwml_evaluate` counts and writes. The rules first; they also stand, in wor
 - **Intervals** are 95 %, by bootstrap over subjects (2000 resamples, fixed seed): slices of one head are no
   independent cases. With one subject there are none, and the summary says so.
 - **FROC** needs probabilities (`CASE.npz` beside the mask: `pwml_predict --save-probabilities`, nnU-Net's `--save_probabilities`).
-  Candidates are components of the probability above a low threshold, ranked by the logits of their mean and of their
-  highest probability.
+  Candidates are components of the probability above 0.1, each cut at half of its highest value, ranked by the mean and by
+  the highest logit of their voxels. (Uncut, a sure lesion of a few voxels drowns in its faint surroundings.)
 - **Reliability** compares promised with observed probability in the neighbourhood of lesions and candidates. Over whole images
   every model looks calibrated, because it is right about the background.
 - **Sizes** are binned by the quartiles of the training lesions, where the predictions know them (`prediction.json`), or by

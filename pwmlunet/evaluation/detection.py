@@ -12,7 +12,9 @@ from pwmlunet.evaluation.lesions import find_touching, match_by_iou, mean_and_ma
 from pwmlunet.evaluation.probabilities import logit_of, probability_of
 
 CANDIDATE_THRESHOLD = 0.1
-"""Above this probability a voxel belongs to a candidate."""
+"""Above this probability a voxel may belong to a candidate."""
+
+_PEAK_SHARE = 0.5  # a candidate reaches to half of its highest probability, as spots are measured elsewhere
 
 FALSE_POSITIVE_RATES = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5, "1": 1.0, "2": 2.0, "4": 4.0, "8": 8.0}
 """False positives per subject at which sensitivity is read, by their names (as LUNA16 does)."""
@@ -66,19 +68,34 @@ def find_candidates(
     *,
     spacing_zyx_mm: tuple[float, float, float],
     valid: NDArray[np.bool_] | None = None,
-    threshold: float = CANDIDATE_THRESHOLD,
 ) -> tuple[Candidate, ...]:
-    """The components of a probability (Z, Y, X) above a threshold, and which of them find a reference lesion."""
-    above = probability > threshold
+    """The peaks of a probability (Z, Y, X), and which of them find a reference lesion.
+
+    Each component above the threshold is cut at half of its highest probability, so that a sure lesion is not
+    drowned in its faint surroundings and a faint one is still there; what falls apart is several candidates.
+    """
+    above = probability > CANDIDATE_THRESHOLD
     if valid is not None:
         above, reference = above & valid, reference & valid
-    candidates = measure_lesions(above, spacing_zyx_mm)
+    candidates = measure_lesions(_cut_at_half(above, probability, spacing_zyx_mm), spacing_zyx_mm)
     touching = find_touching(measure_lesions(reference, spacing_zyx_mm), candidates)
     true = set(touching.predicted[match_by_iou(touching, 0.1)].tolist())
     logit = logit_of(probability.ravel()[candidates.places])
     means, maxima = mean_and_max(candidates, logit)
     rows = zip(means.tolist(), maxima.tolist(), candidates.volumes_mm3.tolist(), strict=True)
     return tuple(Candidate(number in true, *row) for number, row in enumerate(rows))
+
+
+def _cut_at_half(
+    above: NDArray[np.bool_], probability: NDArray[np.float32], spacing_zyx_mm: tuple[float, float, float]
+) -> NDArray[np.bool_]:
+    """What of each component is above half of its highest probability."""
+    whole = measure_lesions(above, spacing_zyx_mm)
+    values = probability.ravel()[whole.places]
+    _, peaks = mean_and_max(whole, values)
+    cut = np.zeros(above.size, bool)
+    cut[whole.places[values > _PEAK_SHARE * peaks[whole.numbers]]] = True
+    return cut.reshape(above.shape)
 
 
 def froc(

@@ -45,7 +45,7 @@ _RULES_IN_WORDS = {
     "unlabelled": "a case in which no voxel has a label is counted and left out",
     "intervals": f"{COVERAGE:.0%} by bootstrap over subjects ({N_RESAMPLES} resamples, seed {SEED}): the cases of a subject stay together",
     "sizes": "low <= volume < high in mm³; a reference lesion's Dice is that with the lesion that found it, 0 where missed; volume bias is predicted minus reference, over the found",
-    "candidates": f"for FROC: the components of the probability above {CANDIDATE_THRESHOLD:g}, matched under the main rule, ranked by the mean or the greatest logit of their voxels; equal scores enter together",
+    "candidates": f"for FROC: the components of the probability above {CANDIDATE_THRESHOLD:g}, each cut at half of its highest value, matched under the main rule, ranked by the mean or the greatest logit of their voxels; equal scores enter together",
     "froc": "sensitivity_at is the greatest sensitivity with at most so many false candidates per subject, clean subjects included",
     "reliability": f"{N_BINS} equal bins over the voxels within {REACH_VOXELS} voxels of a reference lesion or candidate",
 }

@@ -92,7 +92,20 @@ def test_a_candidate_is_above_the_threshold_however_little() -> None:
     probability = np.array([[[0.1, 0.0, 0.101, 0.0, 0.04]]], np.float32)
     nothing = probability > 1
     assert len(find_candidates(probability, nothing, spacing_zyx_mm=SPACING)) == 1
-    assert len(find_candidates(probability, nothing, spacing_zyx_mm=SPACING, threshold=0.03)) == 3
+
+
+def test_a_candidate_ends_at_half_of_its_highest_probability() -> None:
+    reference = drawn("11.......") == 1
+    found = find_candidates(chances("984433332"), reference, spacing_zyx_mm=SPACING)
+    assert [(c.is_true, c.volume_mm3) for c in found] == [(True, 6)]
+    two = find_candidates(chances("993339822"), reference, spacing_zyx_mm=SPACING)
+    assert [(c.is_true, c.volume_mm3) for c in two] == [(True, 6), (False, 6)]
+
+
+def test_a_sure_candidate_does_not_hide_a_faint_one_elsewhere() -> None:
+    reference = drawn("11...11") == 1
+    found = find_candidates(chances("99.1.22"), reference, spacing_zyx_mm=SPACING)
+    assert [c.is_true for c in found] == [True, True]
 
 
 def test_ignored_voxels_are_in_no_candidate() -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from pwmlunet.data.workspace import Workspace
-from pwmlunet.evaluation.evaluate import score_case, summarise
+from pwmlunet.evaluation.scores import score_case
+from pwmlunet.evaluation.summary import summarise
 from pwmlunet.inference.model import TrainedModel
 
 THRESHOLDS = (0.01, 0.02, 0.05, *np.arange(0.1, 0.95, 0.05).round(2), 0.95, 0.98, 0.99)

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,8 +132,8 @@ What `pwml_evaluate` counts and writes. The rules first; they also stand, in wor
   the highest logit of their voxels. (Uncut, a sure lesion of a few voxels drowns in its faint surroundings.)
 - **Reliability** compares promised with observed probability in the neighbourhood of lesions and candidates. Over whole images
   every model looks calibrated, because it is right about the background.
-- **Sizes** are binned by the quartiles of the training lesions, where the predictions know them (`prediction.json`), or by
-  `--size-bins`.
+- **Sizes** are binned by the quartiles of the training lesions where the predictions know them (`prediction.json`), else by
+  those of the scored lesions, or by `--size-bins`. The summary says which.
 
 ## Profiles
 
@@ -151,7 +152,7 @@ def scores() -> str:
             _SCORES + "\n".join(_table(rows)) + "\n",
             "## summary.json\n",
             f"Version {VERSION}: `version`, `rules` (in words), `summary` and `cases`. `cases.csv` and `lesions.csv` beside it hold the",
-            "same numbers as tables, a row for each case and target and for each lesion.\n",
+            "main numbers as tables, a row for each case and target and for each lesion.\n",
             *_section(Summary, "`summary`"),
             *_section(TargetSummary, "`targets`: one for each name"),
             *_section(Mean, "`means`: one for each score"),
@@ -203,7 +204,8 @@ def _section(
     for field in dataclasses.fields(config):
         values = [recipes[name][field.name] for name in names] if recipes else [_default(field)]
         cells = [_value(value) for value in values]
-        rows.append([f"`{field.name}`", _kind(hints[field.name]), *cells, lines[field.name]])
+        meaning = re.sub(r"\bNone\b", "null", lines[field.name])
+        rows.append([f"`{field.name}`", _kind(hints[field.name]), *cells, meaning])
     return [f"### {title}\n", inspect.cleandoc(config.__doc__ or "") + "\n", *_table([header, *rows]), ""]
 
 

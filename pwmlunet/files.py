@@ -1,10 +1,11 @@
 """Files that are either whole or not there, and system errors put into words."""
 
+import csv
 import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,14 @@ def _layout(content: Any, indent: str) -> str:
         rows = [inner + _layout(v, inner) for v in content]
         return "[\n" + ",\n".join(rows) + f"\n{indent}]"
     return json.dumps(content, allow_nan=False, ensure_ascii=False)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows as a table with a header; what is None or not there is an empty cell."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_json(path: Path) -> Any:

@@ -45,7 +45,7 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         skip_existing=arguments.skip_existing,
     )
     if arguments.review:
-        _review(arguments.output)
+        _review(arguments.output, [case.name for case in cases])
     known = f", {len(cases) - n_predicted} were there already" if n_predicted < len(cases) else ""
     networks = f"{predictor.n_networks} network{'s'[: predictor.n_networks != 1]}"
     names = join(model.folder for model in models)
@@ -68,15 +68,21 @@ def _models(arguments: argparse.Namespace) -> Any:
     given = {field: getattr(arguments, field) for field, _ in _POSTPROCESSING.values()}
     changed = {field: value for field, value in given.items() if value is not None}
     options = join(option for option, (field, _) in _POSTPROCESSING.items() if field in changed)
-    return models, Postprocessing.from_dict({**postprocessing.to_dict(), **changed}, options)
+    if not changed:
+        return models, postprocessing
+    by_hand = {**postprocessing.to_dict(), **changed, "chosen": None}
+    return models, Postprocessing.from_dict(by_hand, options)
 
 
-def _review(folder: Path) -> None:
-    """Lists the least sure lesions of a folder of predictions."""
+def _review(folder: Path, cases: Sequence[str]) -> None:
+    """Lists the least sure lesions of a folder of predictions, those of these cases among them."""
     from pwmlunet.evaluation.lesion_table import read_lesion_tables, write_review
 
     path = folder / "review.csv"
-    lesions = write_review(path, read_lesion_tables(folder))
+    tables = read_lesion_tables(folder)
+    if missing := set(cases) - {table.case for table in tables}:
+        raise PwmlError(f"{folder} has masks without a lesion table ({join(sorted(missing))}): predict them again, without --continue")  # fmt: skip
+    lesions = write_review(path, tables)
     for case, row in lesions[:_SHOWN]:
         slices = f"slice {row.first_slice}" + (
             f" to {row.last_slice}" if row.last_slice > row.first_slice else ""

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pwmlunet.cli.command import Parser, command, count_cases, new_parser, say
+from pwmlunet.errors import PwmlError
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> None:
-    from pwmlunet.evaluation.evaluate import evaluate_folders, write_summary
+    from pwmlunet.evaluation.evaluate import check_place, evaluate_folders, write_summary
     from pwmlunet.evaluation.masks import pair_masks
     from pwmlunet.evaluation.profiles.folders import get_profile, profile_folders
     from pwmlunet.evaluation.sizes import training_quartiles_mm3
@@ -17,25 +18,47 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
     from pwmlunet.evaluation.tables import table, write_tables
 
     folders = arguments.reference, arguments.prediction
+    path = arguments.output or arguments.prediction / "summary.json"
+    check_place(path)  # what can be refused is refused before the scoring, which takes its time
     names = [get_profile(name).name for name in arguments.profile]
+    edges = _size_bins(arguments) or training_quartiles_mm3(arguments.prediction)
+    folds = _folds(arguments.splits)
     scores = evaluate_folders(*folders, labels=arguments.labels, only_common=arguments.only_common)
-    edges = arguments.size_bins or training_quartiles_mm3(arguments.prediction)
     summary = summarise(scores, size_edges_mm3=edges)
     pairs = pair_masks(*folders, labels=arguments.labels)
-    profiles = [profile_folders(pairs, name) for name in names]
-    path = arguments.output or arguments.prediction / "summary.json"
+    profiles = [profile_folders(pairs, name, folds=folds) for name in names]
+    closing = _draw_overlay(arguments, path, scores)
     write_summary(path, scores, summary=summary, profiles=profiles)
     write_tables(path.parent, scores)
-    say(table(summary, scores))
-    for profile in profiles:
-        say(f"\n{profile.text(summary)}")
-    if arguments.images:
-        from pwmlunet.report.overlay import overlay_cases
+    say("\n\n".join([table(summary, scores), *(profile.text(summary) for profile in profiles)]))
+    if pairs.problems:
+        say(f"note: {count_cases(len(pairs.problems))} without a counterpart left out")
+    say(*closing, f"scores of {count_cases(len(scores))} in {path}", sep="\n")
 
-        picture = path.with_name("overlay.png")
-        overlay_cases(*folders, arguments.images, picture, labels=arguments.labels)
-        say(f"pictures in {picture}")
-    say(f"scores of {count_cases(len(scores))} in {path}")
+
+def _folds(splits: Path | None) -> dict[str, str] | None:
+    from pwmlunet.data.splits import read_held_out
+
+    return read_held_out(splits) if splits else None
+
+
+def _draw_overlay(arguments: argparse.Namespace, path: Path, scores: Sequence[Any]) -> list[str]:
+    """Draws the pictures where there are images; the line that says so."""
+    if not arguments.images:
+        return []
+    from pwmlunet.evaluation.masks import OVERLAY
+    from pwmlunet.report.overlay import overlay_cases
+
+    picture = path.with_name(OVERLAY)
+    overlay_cases(
+        arguments.reference,
+        arguments.prediction,
+        arguments.images,
+        picture,
+        cases=scores,
+        labels=arguments.labels,
+    )
+    return [f"pictures in {picture}"]
 
 
 def _add_scoring(parser: Parser, action: str) -> None:
@@ -63,6 +86,9 @@ def evaluate() -> Parser:
         metavar="NAME",
         help="also count as a paper does: trident, rs_rcnn, priority, fci_laci, wmh, isles, brats_lesionwise",
     )
+    parser.add_argument(
+        "--splits", type=Path, help="splits.json: the folds over which the profile trident takes its median"
+    )
     _add_size_bins(parser)
     _add_scoring(parser, "score")
     return parser
@@ -74,22 +100,33 @@ def _add_size_bins(parser: Parser) -> None:
         type=float,
         nargs="+",
         metavar="MM3",
-        help="volumes that separate the bins of size (default: the training lesions' quartiles)",
+        help="volumes that separate the bins of size (default: quartiles of the training lesions, else of the scored ones)",
     )
+
+
+def _size_bins(arguments: argparse.Namespace) -> Sequence[float] | None:
+    """The edges that are given; None where none are."""
+    from pwmlunet.evaluation.sizes import check_edges
+
+    edges: Sequence[float] | None = arguments.size_bins
+    if edges:
+        check_edges(edges)
+    return edges
 
 
 # pwml_compare
 
 
 def _run_compare(arguments: argparse.Namespace) -> None:
-    from pwmlunet.report.compare import compare_folders, text, write_comparison
+    from pwmlunet.report.compare import check_place, compare_folders, text, write_comparison
 
+    check_place(arguments.output)
     comparison = compare_folders(
         arguments.runs,
         reference=arguments.reference,
         labels=arguments.labels,
         only_common=arguments.only_common,
-        size_edges_mm3=arguments.size_bins,
+        size_edges_mm3=_size_bins(arguments),
     )
     write_comparison(arguments.output, comparison)
     say(text(comparison))
@@ -120,7 +157,6 @@ def compare() -> Parser:
 
 
 def _run_report(arguments: argparse.Namespace) -> None:
-    from pwmlunet.report.figures import read_curves
     from pwmlunet.report.report import write_report
 
     path = arguments.output or arguments.prediction / "report.html"
@@ -131,22 +167,34 @@ def _run_report(arguments: argparse.Namespace) -> None:
         images=arguments.images,
         labels=arguments.labels,
         only_common=arguments.only_common,
-        curves=[curve for model in _models_of(arguments) for curve in read_curves(model)],
+        size_edges_mm3=_size_bins(arguments),
+        curves=_curves(arguments),
         title=arguments.title,
     )
     say(f"report on {count_cases(n_cases)} in {path}")
 
 
-def _models_of(arguments: argparse.Namespace) -> Sequence[Path]:
-    """The model folders that are named, else those that prediction.json names and that are here."""
-    if arguments.model:
-        return list(arguments.model)
+def _curves(arguments: argparse.Namespace) -> list[Any]:
+    """The training curves of the models that are named, else of those that made the predictions."""
+    from pwmlunet.report.figures import read_curves
+
+    for folder in arguments.model or ():
+        if not any(folder.glob("fold_*/metrics.jsonl")):
+            raise PwmlError(f"{folder} has no training curves (fold_*/metrics.jsonl): name a model folder with --model, or leave it out")  # fmt: skip
+    folders = arguments.model or _models_of(arguments.prediction)
+    return [curve for folder in folders for curve in read_curves(folder)]
+
+
+def _models_of(prediction: Path) -> Sequence[Path]:
+    """The model folders that prediction.json names and that are here."""
     from pwmlunet.data.workspace import Workspace
     from pwmlunet.files import read_json
 
-    path = arguments.prediction / "prediction.json"
+    path = prediction / "prediction.json"
     content: Any = read_json(path) if path.is_file() else {}
     named = content.get("models", []) if isinstance(content, dict) else []
+    if not isinstance(named, list):
+        raise PwmlError(f'{path}: "models" must list model folders: predict again')
     folders = [Workspace.from_environment().results / str(name) for name in named]
     return [folder for folder in folders if folder.is_dir()]
 
@@ -165,5 +213,6 @@ def report() -> Parser:
         "-o", "--output", type=Path, help="the page (default: report.html among the predictions)"
     )
     parser.add_argument("--title", default="", help="heading of the page")
+    _add_size_bins(parser)
     _add_scoring(parser, "show")
     return parser

@@ -28,7 +28,8 @@ _TRAINING_OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 
 def _run_train(arguments: argparse.Namespace) -> None:
     from pwmlunet.data.workspace import Workspace
-    from pwmlunet.evaluation.evaluate import summarise, table
+    from pwmlunet.evaluation.summary import summarise
+    from pwmlunet.evaluation.tables import table
     from pwmlunet.training.interruption import TrainingStoppedError
     from pwmlunet.training.run import open_run
     from pwmlunet.training.trainer import FoldTrainer

@@ -32,7 +32,7 @@ class Labels:
     """What the values in a mask mean."""
 
     targets: tuple[Target, ...]
-    """In the order of the network's outputs; a later one is written over an earlier one for regions."""
+    """In the order of the network's outputs, by value; for regions as in dataset.json, later ones written over earlier."""
     ignore: int | None
     """The value of voxels whose label is unknown; they count nowhere."""
     are_regions: bool = False
@@ -87,8 +87,12 @@ class Labels:
         if are_regions and not _is_class_order(class_order, len(named)):
             raise PwmlError(f'{where}: "regions_class_order" must list one label value for each region')
         written = class_order if are_regions and class_order else [vs[0] for vs in named.values()]
-        targets = tuple(Target(n, vs, w) for (n, vs), w in zip(named.items(), written, strict=True))
-        return cls(targets, ignore[0] if ignore else None, are_regions)
+        targets = [Target(n, vs, w) for (n, vs), w in zip(named.items(), written, strict=True)]
+        if not are_regions:
+            targets.sort(
+                key=lambda target: target.written_as
+            )  # as nnU-Net orders the channels of its probabilities
+        return cls(tuple(targets), ignore[0] if ignore else None, are_regions)
 
 
 def _label_values(name: str, value: Any, where: str) -> tuple[int, ...]:

@@ -47,6 +47,12 @@ class Geometry(Config):
         place = np.reshape(self.direction_xyz, (3, 3)) @ step_xyz + self.origin_xyz_mm
         return (float(place[0]), float(place[1]), float(place[2]))
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether the file says how the patient lay: a grid of defaults, as a picture has, says nothing."""
+        defaults = Geometry(self.shape_zyx, (1.0, 1.0, 1.0), self.origin_xyz_mm)
+        return not self.is_2d and bool(self.differences(defaults))
+
     def differences(self, other: "Geometry") -> list[str]:
         """In words, where two grids differ by more than rounding; empty when they are the same."""
         found = []

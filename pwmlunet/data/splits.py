@@ -68,13 +68,30 @@ def read_splits(path: Path, subject_of_case: Mapping[str, str]) -> list[Split]:
     Raises:
         PwmlError: a case is unknown or a subject stands on both sides of a fold.
     """
-    content = read_json(path)
-    if not isinstance(content, list) or not content:
-        raise PwmlError(f'{path} must be a list of folds {{"train": […], "val": […]}}')
-    splits = [_split(entry, f"{path}, fold {i}") for i, entry in enumerate(content)]
+    splits = _read(path)
     for fold, split in enumerate(splits):
         _check(split, subject_of_case, f"{path}, fold {fold}")
     return splits
+
+
+def read_held_out(path: Path) -> dict[str, str]:
+    """In splits.json, the number of the fold that holds out each case; of several the first.
+
+    Raises:
+        PwmlError: the file is no list of folds.
+    """
+    folds: dict[str, str] = {}
+    for number, split in enumerate(_read(path)):
+        for case in split.val:
+            folds.setdefault(case, str(number))
+    return folds
+
+
+def _read(path: Path) -> list[Split]:
+    content = read_json(path)
+    if not isinstance(content, list) or not content:
+        raise PwmlError(f'{path} must be a list of folds {{"train": […], "val": […]}}')
+    return [_split(entry, f"{path}, fold {i}") for i, entry in enumerate(content)]
 
 
 def _split(entry: Any, where: str) -> Split:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwmlunet.config import Config
-from pwmlunet.evaluation.lesions import find_touching, match_by_iou, mean_and_max, measure_lesions
+from pwmlunet.evaluation.lesions import LEAST_IOU, find_touching, match_by_iou, mean_and_max, measure_lesions
 from pwmlunet.evaluation.probabilities import logit_of, probability_of
 
 CANDIDATE_THRESHOLD = 0.1
@@ -79,7 +79,7 @@ def find_candidates(
         above, reference = above & valid, reference & valid
     candidates = measure_lesions(_cut_at_half(above, probability, spacing_zyx_mm), spacing_zyx_mm)
     touching = find_touching(measure_lesions(reference, spacing_zyx_mm), candidates)
-    true = set(touching.predicted[match_by_iou(touching, 0.1)].tolist())
+    true = set(touching.predicted[match_by_iou(touching, LEAST_IOU)].tolist())
     logit = logit_of(probability.ravel()[candidates.places])
     means, maxima = mean_and_max(candidates, logit)
     rows = zip(means.tolist(), maxima.tolist(), candidates.volumes_mm3.tolist(), strict=True)

@@ -15,16 +15,10 @@ from pwmlunet.evaluation.lesions import CONNECTIVITY, MAIN_RULE, RULES
 from pwmlunet.evaluation.masks import MaskPairs, pair_masks
 from pwmlunet.evaluation.probabilities import read_probability
 from pwmlunet.evaluation.reliability import N_BINS, REACH_VOXELS
-from pwmlunet.evaluation.scores import CaseScores, TargetScores, score_case
-from pwmlunet.evaluation.summary import Mean, Summary, TargetSummary, summarise
-from pwmlunet.evaluation.tables import table, write_tables
+from pwmlunet.evaluation.scores import CaseScores, score_case
+from pwmlunet.evaluation.summary import Summary, summarise
 from pwmlunet.evaluation.voxels import TOLERANCE_MM
 from pwmlunet.files import read_json, write_json
-
-__all__ = [
-    "CaseScores", "Mean", "Summary", "TargetScores", "TargetSummary",
-    "evaluate_folders", "read_summary", "score_case", "summarise", "table", "write_summary", "write_tables",
-]  # fmt: skip
 
 VERSION = 2
 """Of summary.json."""
@@ -116,8 +110,7 @@ def write_summary(
     Raises:
         PwmlError: the path holds something else, such as nnU-Net's summary.
     """
-    if path.exists() and _version_of(_content(path)) is None:
-        raise PwmlError(f"{path} was not written by pwml_evaluate: choose another place with -o, or move it")
+    check_place(path)
     content = {
         "version": VERSION,
         "rules": _RULES_IN_WORDS,
@@ -126,6 +119,12 @@ def write_summary(
         "cases": [case.to_dict() for case in cases],
     }
     write_json(path, content)
+
+
+def check_place(path: Path) -> None:
+    """Raises PwmlError where a summary would replace something else."""
+    if path.exists() and _version_of(_content(path)) is None:
+        raise PwmlError(f"{path} was not written by pwml_evaluate: choose another place with -o, or move it")
 
 
 def read_summary(path: Path) -> tuple[Summary, list[CaseScores]]:

@@ -1,6 +1,5 @@
 """The lesions of a predicted case, measured one by one, for a person to go through."""
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -14,13 +13,13 @@ from pwmlunet.config import Config
 from pwmlunet.data.dataset import Labels
 from pwmlunet.data.image import Geometry
 from pwmlunet.evaluation.lesions import find_lesions
-from pwmlunet.files import replacing
+from pwmlunet.files import write_csv
 
 ENDING = "_lesions"
 """What a table's file name has after the case's, before .json or .csv."""
 
 _VERSION = 1
-_POINTS_AT_A_TIME = 2000
+_MANY_POINTS = 2000
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class LesionRow(Config):
     """Its voxels."""
     largest_diameter_mm: float
     """The largest distance between the centres of two of its voxels, plus the smallest spacing."""
-    centroid_x_mm: float
-    """Its centroid in the patient's system of DICOM: x grows to the left of the patient."""
-    centroid_y_mm: float
+    centroid_x_mm: float | None
+    """Its centroid in the patient's system of DICOM: x grows to the left. None, as y, z and side, for a picture."""
+    centroid_y_mm: float | None
     """y grows to the back."""
-    centroid_z_mm: float
+    centroid_z_mm: float | None
     """z grows to the head."""
     centroid_z_voxel: float
     """The same place in voxels of the file, which are counted from 0 as slices are."""
@@ -59,7 +58,7 @@ class LesionRow(Config):
     """The highest."""
     spread_over_folds: float | None
     """Standard deviation of the networks' probabilities, mean over its voxels; None for one network."""
-    side: Literal["left", "right", "midline"]
+    side: Literal["left", "right", "midline"] | None
     """The patient's side, seen from the midline: the plane through the middle of the head, by the affine."""
 
 
@@ -84,7 +83,12 @@ class LesionTable(Config):
     totals: dict[str, Totals]
     """By target."""
     lesions: tuple[LesionRow, ...]
-    """The least sure first: by the mean probability, the greater spread before the smaller."""
+    """The least sure first: by the mean probability."""
+
+    def problems(self) -> Iterator[str]:
+        """What another version may have written."""
+        if self.version != _VERSION:
+            yield f"it is of version {self.version}, not {_VERSION}: predict the case again"
 
 
 def tabulate(
@@ -121,8 +125,8 @@ def tabulate(
     )
 
 
-def _least_sure_first(row: dict[str, Any]) -> tuple[float, float, float]:
-    return row["mean_probability"] or 0.0, -(row["spread_over_folds"] or 0.0), row["volume_mm3"]
+def _least_sure_first(row: dict[str, Any]) -> tuple[float, float]:
+    return row["mean_probability"] or 0.0, row["volume_mm3"]
 
 
 def _rows(
@@ -143,7 +147,7 @@ def _rows(
     for voxels in np.split(index, np.cumsum(sizes)[:-1]) if n else ():
         places = np.stack(np.unravel_index(voxels, where.shape), axis=-1)
         z, y, x = (float(value) for value in places.mean(0))
-        place = geometry.index_to_mm((z, y, x))
+        place = geometry.index_to_mm((z, y, x)) if geometry.is_placed else (None, None, None)
         values = None if probability is None else probability.ravel()[voxels].astype(np.float64)
         yield {
             "target": target,
@@ -161,32 +165,48 @@ def _rows(
             "mean_probability": None if values is None else float(values.mean()),
             "max_probability": None if values is None else float(values.max()),
             "spread_over_folds": None if spread is None else float(spread.ravel()[voxels].mean()),
-            "side": _side(place[0] - midline_x_mm, max(geometry.spacing_zyx_mm[1:])),
+            "side": None
+            if place[0] is None
+            else _side(place[0] - midline_x_mm, _step_to_the_left_mm(geometry)),
         }
 
 
-def _side(left_of_midline_mm: float, pixel_mm: float) -> Literal["left", "right", "midline"]:
-    """Within a pixel of the midline neither side is sure."""
-    if abs(left_of_midline_mm) <= pixel_mm:
+def _step_to_the_left_mm(geometry: Geometry) -> float:
+    """How far apart two neighbouring voxels lie from the patient's right to left."""
+    return max(abs(geometry.direction_xyz[i]) * geometry.spacing_zyx_mm[2 - i] for i in range(3))
+
+
+def _side(left_of_midline_mm: float, step_mm: float) -> Literal["left", "right", "midline"]:
+    """Within a voxel of the midline neither side is sure."""
+    if abs(left_of_midline_mm) <= step_mm:
         return "midline"
     return "left" if left_of_midline_mm > 0 else "right"
 
 
 def _largest_diameter_mm(places: NDArray[np.int64], spacing_zyx_mm: tuple[float, float, float]) -> float:
-    """Only the two ends of each row of voxels can lie farthest apart; `places` (N, 3) are in raster order."""
+    """Only corners of the convex hull can lie farthest apart; `places` (N, 3) are in raster order."""
     starts = np.ones(len(places), bool)
     starts[1:] = (np.diff(places[:, :2], axis=0) != 0).any(1)
     ends = np.append(starts[1:], True)
-    points = places[starts | ends] * np.array(spacing_zyx_mm)
-    parts = range(0, len(points), _POINTS_AT_A_TIME)
-    farthest = max(_farthest(points[i : i + _POINTS_AT_A_TIME], points) for i in parts)
+    points = places[starts | ends] * np.array(spacing_zyx_mm)  # both ends of each row of voxels
+    if len(points) > _MANY_POINTS:
+        points = _corners(points)
+    from scipy.spatial.distance import cdist
+
+    parts = range(0, len(points), _MANY_POINTS)
+    farthest = max(float(cdist(points[i : i + _MANY_POINTS], points).max()) for i in parts)
     return farthest + min(spacing_zyx_mm)
 
 
-def _farthest(points: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    from scipy.spatial.distance import cdist
+def _corners(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The corners of the convex hull of points (N, 3), which may all lie in a plane or a line."""
+    from scipy.spatial import ConvexHull
 
-    return float(cdist(points, others).max())
+    extended = np.ptp(points, axis=0) > 0
+    if np.count_nonzero(extended) < 2:
+        return points[[points[:, extended].argmin(), points[:, extended].argmax()]]
+    corners = ConvexHull(points[:, extended], qhull_options="QJ").vertices  # QJ: oblique planes too
+    return np.asarray(points[corners])
 
 
 def write_lesion_table(folder: Path, table: LesionTable) -> None:
@@ -200,7 +220,7 @@ def write_lesion_table(folder: Path, table: LesionTable) -> None:
     for total in totals:
         total["n_voxels"] = sum(row["n_voxels"] for row in rows if row["target"] == total["target"])
         del total["n_lesions"]
-    write_rows(folder / f"{table.case}{ENDING}.csv", ["case", *columns], [{"case": table.case, **row} for row in (*rows, *totals)])  # fmt: skip
+    write_csv(folder / f"{table.case}{ENDING}.csv", ["case", *columns], [{"case": table.case, **row} for row in (*rows, *totals)])  # fmt: skip
 
 
 def read_lesion_tables(folder: Path) -> list[LesionTable]:
@@ -217,13 +237,5 @@ def write_review(path: Path, tables: Sequence[LesionTable]) -> list[tuple[str, L
     lesions = [(table.case, row) for table in tables for row in table.lesions]
     lesions.sort(key=lambda lesion: _least_sure_first(lesion[1].to_dict()))
     columns = ["case", *(field.name for field in fields(LesionRow))]
-    write_rows(path, columns, [{"case": case, **row.to_dict()} for case, row in lesions])
+    write_csv(path, columns, [{"case": case, **row.to_dict()} for case, row in lesions])
     return lesions
-
-
-def write_rows(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Writes a CSV file, whole or not at all; what is None or not there is an empty cell."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)

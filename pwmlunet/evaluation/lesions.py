@@ -13,6 +13,9 @@ from pwmlunet.evaluation.voxels import ratio
 CONNECTIVITY = "26 in 3-D, 8 in a single slice"
 
 MAIN_RULE = "iou_0.1"
+LEAST_IOU = 0.1
+"""From which IoU a pair counts under the main rule."""
+
 RULES = {
     "iou_0.1": "one to one, IoU >= 0.1, such that the total IoU of the pairs is greatest",
     "any_overlap": "recall over reference lesions touched, precision over predicted lesions that touch",
@@ -239,7 +242,7 @@ def score_lesions(
     lesions = measure_lesions(reference, spacing_zyx_mm)
     predicted = measure_lesions(prediction, spacing_zyx_mm)
     touching = find_touching(lesions, predicted)
-    matched = match_by_iou(touching, 0.1)
+    matched = match_by_iou(touching, LEAST_IOU)
     return LesionScores(
         reference=_describe(lesions, probability),
         predicted=_describe(predicted, probability),
@@ -276,7 +279,7 @@ def mean_and_max(lesions: Lesions, values: NDArray[Any]) -> tuple[NDArray[np.flo
 def _detections(lesions: Lesions, predicted: Lesions, touching: Touching) -> dict[str, Detection]:
     """Counts and scores by rule, in the order of `RULES`."""
     near = len(match_by_centroid(lesions, predicted, _CENTROID_MM))
-    loose, strict = len(match_by_iou(touching, 0.1)), len(match_by_iou(touching, 0.5))
+    loose, strict = len(match_by_iou(touching, LEAST_IOU)), len(match_by_iou(touching, 0.5))
     found = {
         "iou_0.1": (loose, loose),
         "any_overlap": (len(np.unique(touching.reference)), len(np.unique(touching.predicted))),

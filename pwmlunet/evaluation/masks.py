@@ -13,6 +13,9 @@ from pwmlunet.data.dataset import Labels, Target, list_files, read_dataset_json,
 from pwmlunet.data.image import FILE_ENDINGS, read_image
 from pwmlunet.errors import PwmlError
 
+OVERLAY = "overlay.png"
+"""The picture that `pwml_evaluate --images` draws, which may lie among masks and is none."""
+
 LESION = Labels((Target("lesion", (1,), 1),), ignore=None)
 """What masks of 0 and 1 mean where nobody says."""
 
@@ -95,7 +98,13 @@ def pair_masks(
         labels = Labels.from_json(content["labels"], content.get("regions_class_order"), str(path))
     ending = file_ending or content.get("file_ending")
     endings = (ending,) if ending else FILE_ENDINGS
-    sides = [{p.name: p for e in endings for p in list_files(side, e)} for side in (reference, prediction)]
+    sides = [
+        {p.name: p for e in endings for p in list_files(side, e) if p.name != OVERLAY}
+        for side in (reference, prediction)
+    ]
+    for side, found_there in zip((reference, prediction), sides, strict=True):
+        if not found_there:
+            raise PwmlError(f"{side} holds no masks ({join(endings)}): check the path")
     common = sorted(sides[0].keys() & sides[1].keys())
     if not common:
         raise PwmlError(f"{reference} and {prediction} have no {join(endings)} file name in common: name each prediction like its reference")  # fmt: skip
@@ -110,7 +119,7 @@ def pair_masks(
 
 def _lonely(sides: Sequence[Mapping[str, Path]], other: Path, side: int) -> Iterator[str]:
     for name in sorted(sides[side].keys() - sides[1 - side].keys()):
-        yield f"{sides[side][name]} has no counterpart in {other}"
+        yield f"{sides[side][name]} has no counterpart in {other}: add it, or leave it out with --only-common"
 
 
 def _stem(name: str, endings: Sequence[str]) -> str:

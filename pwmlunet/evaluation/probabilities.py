@@ -38,10 +38,13 @@ def probability_of(logit: NDArray[np.floating[Any]] | float) -> NDArray[np.float
 def write_probability(path: Path, probability: NDArray[np.floating[Any]]) -> None:
     """Writes probabilities (K, Z, Y, X) as `probability`, float32, in a compressed .npz.
 
-    Their logits are rounded to 1/64, which keeps the order of those near 1 and makes the file smaller than
+    Their logits are rounded to the middles of steps of 1/64, which keeps the order of those near 1 and makes the file smaller than
     half precision would.
     """
-    rounded = probability_of(np.round(logit_of(probability) * _STEPS) / _STEPS)
+    rounded = np.empty(probability.shape, np.float32)
+    for index in np.ndindex(probability.shape[:2]):  # by slice: logits are made in double precision
+        steps = np.ceil(logit_of(probability[index]) * _STEPS) - 0.5  # so what is above 0.5 stays above
+        rounded[index] = probability_of(steps / _STEPS)
     with replacing(path) as temporary:
         np.savez_compressed(temporary, probability=rounded)
 

@@ -10,7 +10,8 @@ from pwmlunet.config import join
 from pwmlunet.data.dataset import Labels, list_files
 from pwmlunet.data.image import FILE_ENDINGS
 from pwmlunet.errors import PwmlError
-from pwmlunet.evaluation.evaluate import CaseScores, TargetScores, evaluate_folders, read_summary
+from pwmlunet.evaluation.evaluate import evaluate_folders, read_summary
+from pwmlunet.evaluation.scores import CaseScores, TargetScores
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def read_runs(
     Raises:
         PwmlError: some of them cannot be read; all of them at once.
     """
-    runs, problems = [], []
+    problems = [f"{f} is named twice: name each run once" for f in _named_twice(folders)]
+    runs = []
     for folder, name in zip(folders, short_names(folders), strict=True):
         try:
             run = read_run(folder, reference=reference, labels=labels, only_common=only_common)
@@ -43,8 +45,13 @@ def read_runs(
         except PwmlError as error:
             problems.append(str(error))
     if problems:
-        raise PwmlError.listing("the runs cannot be compared", problems)
+        raise PwmlError.listing("the runs cannot be compared", list(dict.fromkeys(problems)))
     return runs
+
+
+def _named_twice(folders: Sequence[Path]) -> Iterator[Path]:
+    places = [folder.resolve() for folder in folders]
+    yield from (folder for n, folder in enumerate(folders) if places[n] in places[:n])
 
 
 def read_run(
@@ -189,5 +196,8 @@ def _contradictions(
 
 
 def _is_same_reference(one: TargetScores, other: TargetScores) -> bool:
-    volumes = one.lesions.reference_volumes_mm3, other.lesions.reference_volumes_mm3
-    return len(volumes[0]) == len(volumes[1]) and np.allclose(*volumes, rtol=1e-4)
+    """Whether the lesions are as large and lie where the other's do."""
+    here, there = (
+        [(r.volume_mm3, *r.centroid_zyx) for r in scores.lesions.reference] for scores in (one, other)
+    )
+    return len(here) == len(there) and np.allclose(here, there, rtol=1e-4)

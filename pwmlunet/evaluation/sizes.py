@@ -77,18 +77,24 @@ def _are_edges(edges: object) -> bool:
     )
 
 
+def check_edges(edges_mm3: Sequence[float]) -> None:
+    """Raises PwmlError where the edges of size bins are no rising volumes."""
+    if not _are_edges(tuple(edges_mm3)):
+        raise PwmlError(f"the edges of size bins must be rising volumes above 0 mm³, not {join(edges_mm3)}")
+
+
 def by_size(cases: Sequence[CaseScores], target: str, edges_mm3: Sequence[float]) -> tuple[SizeBin, ...]:
     """The bins from 0 over each edge to infinity; a lesion as large as an edge is in the bin above it.
 
     Raises:
         PwmlError: the edges are no rising volumes.
     """
-    if not _are_edges(tuple(edges_mm3)):
-        raise PwmlError(f"the edges of size bins must be rising volumes above 0 mm³, not {join(edges_mm3)}")
+    check_edges(edges_mm3)
     lows = [0.0, *dict.fromkeys(map(float, edges_mm3))]
     fates = [fate for case in cases for fate in _fates(case, target)]
     predicted = [row for case in cases for row in _predicted(case.targets[target].lesions)]
     bins_of_fates = _bins_of([fate.volume_mm3 for fate in fates], lows)
+    subjects = sorted({case.subject for case in cases})
     bins_of_predicted = _bins_of([volume for volume, _ in predicted], lows)
     return tuple(
         _bin(
@@ -96,6 +102,7 @@ def by_size(cases: Sequence[CaseScores], target: str, edges_mm3: Sequence[float]
             high,
             [fate for fate, place in zip(fates, bins_of_fates, strict=True) if place == number],
             [is_false for (_, is_false), place in zip(predicted, bins_of_predicted, strict=True) if place == number],
+            subjects,
         )
         for number, (low, high) in enumerate(zip(lows, [*lows[1:], None], strict=True))
     )  # fmt: skip
@@ -134,9 +141,15 @@ def _bins_of(volumes: Sequence[float], lows: Sequence[float]) -> list[int]:
     return [int(number) for number in found]
 
 
-def _bin(low: float, high: float | None, fates: Sequence[_Fate], false: Sequence[bool]) -> SizeBin:
+def _bin(
+    low: float,
+    high: float | None,
+    fates: Sequence[_Fate],
+    false: Sequence[bool],
+    subjects: Sequence[str],
+) -> SizeBin:
+    """The bin; all subjects are resampled, also those without lesions of this size."""
     biases = [fate.bias_mm3 for fate in fates if fate.bias_mm3 is not None]
-    subjects = sorted({fate.subject for fate in fates})
     by_subject = [[fate for fate in fates if fate.subject == subject] for subject in subjects]
     found_by_subject = [sum(fate.bias_mm3 is not None for fate in group) for group in by_subject]
     return SizeBin(

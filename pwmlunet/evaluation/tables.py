@@ -1,7 +1,6 @@
 """The scores as tables: a short one for the screen, and cases.csv and lesions.csv with everything."""
 
-import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pwmlunet.evaluation.reliability import reliability
 from pwmlunet.evaluation.scores import CaseScores, TargetScores
 from pwmlunet.evaluation.sizes import SizeBin
 from pwmlunet.evaluation.summary import Summary, TargetSummary
-from pwmlunet.files import replacing
+from pwmlunet.files import write_csv
 
 
 def write_tables(folder: Path, cases: Sequence[CaseScores]) -> None:
@@ -25,8 +24,8 @@ def write_tables(folder: Path, cases: Sequence[CaseScores]) -> None:
         raise ValueError("there is nothing to write")
     pairs = [(case, target) for case in cases for target in case.targets]
     of_cases = [_case_row(case, target) for case, target in pairs]
-    _write(folder / "cases.csv", list(of_cases[0]), of_cases)
-    _write(folder / "lesions.csv", _LESION_COLUMNS, [row for pair in pairs for row in _lesion_rows(*pair)])
+    write_csv(folder / "cases.csv", list(of_cases[0]), of_cases)
+    write_csv(folder / "lesions.csv", _LESION_COLUMNS, [row for pair in pairs for row in _lesion_rows(*pair)])
 
 
 _COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
@@ -98,13 +97,6 @@ def _place(lesion: Lesion) -> dict[str, Any]:
         "mean_probability": lesion.mean_probability,
         "max_probability": lesion.max_probability,
     }
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def table(summary: Summary, cases: Sequence[CaseScores]) -> str:

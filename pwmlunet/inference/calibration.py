@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwmlunet.evaluation.bootstrap import Interval, difference_interval, ratio_interval
-from pwmlunet.inference.candidates import CaseTable, Counts, Grid, count, leave_out, make_grid
+from pwmlunet.inference.candidates import CaseTable
 from pwmlunet.inference.choosing import (
     Wish,
     best_threshold,
@@ -24,6 +24,7 @@ from pwmlunet.inference.choosing import (
     pooled_f1,
     reasons,
 )
+from pwmlunet.inference.counting import Counts, Grid, count, make_grid
 from pwmlunet.inference.postprocessing import Choice, Estimate, Figures, Postprocessing
 from pwmlunet.inference.temperature import find_temperature
 
@@ -41,28 +42,19 @@ class Calibration:
     """At one point (P is 1), which may be another for each subject."""
 
 
-def calibrate_point(tables: Sequence[CaseTable], wish: Wish | None = None) -> Postprocessing:
-    """The settings that the cases speak for, by lesion F1 or by a wish.
-
-    Raises:
-        PwmlError: the wish cannot be kept: what can is said.
-    """
-    return calibrate(tables, wish).postprocessing
-
-
 def calibrate(tables: Sequence[CaseTable], wish: Wish | None = None) -> Calibration:
-    """The settings, and the counts of each subject at the point that the other subjects choose.
+    """The settings, by lesion F1 or by a wish, and the counts of each subject at the point that the others choose.
 
     Raises:
         PwmlError: the wish cannot be kept: what can is said.
     """
-    grid = make_grid(tables)
+    temperature = find_temperature(tables)
+    grid = make_grid(tables, temperature.value)
     counts = count(tables, grid)
-    chosen = choose(counts, grid, wish)
+    chosen, by_others = choose(counts, grid, wish)
     if wish:
         check(counts, grid, chosen, wish)
-    nested = counts.at(leave_out(len(counts.subjects), lambda others: choose(counts.of(others), grid, wish)))
-    temperature = find_temperature(tables)
+    nested = counts.at(by_others)
     fixed = {f"fixed {t:g}": _fixed(counts, grid, t) for t in FIXED_THRESHOLDS}
     choice = Choice(
         criterion=str(wish) if wish else "lesion F1",

@@ -1,29 +1,22 @@
-"""Out-of-fold cases as small tables: what would be found in them at every point that may be chosen."""
+"""Out-of-fold cases as small tables: what is predicted in them at every threshold that may be chosen."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pwmlunet.data.dataset import Labels
-from pwmlunet.evaluation.lesions import Lesions, find_touching, match_one_to_one, measure_lesions
+from pwmlunet.evaluation.lesions import LEAST_IOU, Lesions, find_lesions, find_touching, measure_lesions
 from pwmlunet.evaluation.probabilities import MOST_LOGIT, logit_of
 from pwmlunet.evaluation.reliability import REACH_VOXELS, neighbourhood
-from pwmlunet.inference.postprocessing import Postprocessing, find_targets, sizes_and_peaks
+from pwmlunet.inference.postprocessing import find_targets, nest, sizes_and_peaks
 from pwmlunet.planning.cropping import box_of
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 """The thresholds that may be chosen."""
-
-LEAST_PEAKS = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 0.9999, 0.99999)
-"""The cuts of a lesion's highest probability; near 1 in steps of logits, for networks that are always sure."""
-
-SMALLEST_QUANTILES = (0.0, 0.05, 0.1, 0.25)
-"""The smallest sizes, as quantiles of the reference lesions' volumes."""
 
 LOGIT_STEPS = 16
 """Bins of the histogram of logits in each unit."""
@@ -32,9 +25,6 @@ LOGITS: NDArray[np.floating[Any]] = np.linspace(
     -MOST_LOGIT, MOST_LOGIT, round(2 * MOST_LOGIT * LOGIT_STEPS) + 1
 )
 """Their centres (B,)."""
-
-_LEAST_IOU = 0.1
-_N_GROUPS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +54,19 @@ class Candidates:
     n_shared: NDArray[np.int64]
     """Those of them that are in the reference (N,)."""
     pairs: NDArray[np.int64]
-    """Reference lesion and candidate (P, 2) of an IoU of at least 0.1: they may be matched."""
+    """Reference lesion and candidate (P, 2) of at least the least IoU: they may be matched."""
     iou: NDArray[np.float64]
     """Of the pairs (P,)."""
+
+
+_NONE = Candidates(
+    volumes_mm3=np.empty(0),
+    peaks=np.empty(0, np.float32),
+    n_voxels=np.empty(0, np.int64),
+    n_shared=np.empty(0, np.int64),
+    pairs=np.empty((0, 2), np.int64),
+    iou=np.empty(0),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,65 +85,27 @@ class CaseTable:
     """Voxels near lesions and candidates by logit (2, B): outside and inside the reference."""
 
 
-@dataclass(frozen=True, eq=False)
-class Counts:
-    """What each subject (S) has at each point (P); cases and targets added up."""
-
-    subjects: tuple[str, ...]
-    n_cases: NDArray[np.float64]
-    """Cases (S,)."""
-    n_reference: NDArray[np.float64]
-    """Reference lesions (S,)."""
-    n_found: NDArray[np.float64]
-    """Matched lesions (P, S)."""
-    n_predicted: NDArray[np.float64]
-    """Predicted lesions (P, S)."""
-    overlap: NDArray[np.float64]
-    """Twice the voxels in both masks (P, S), the numerator of Dice."""
-    both_sizes: NDArray[np.float64]
-    """Voxels of the two masks added (P, S), its denominator."""
-
-    def of(self, subjects: NDArray[np.int64]) -> "Counts":
-        """The counts of some subjects."""
-        return Counts(
-            tuple(self.subjects[i] for i in subjects),
-            self.n_cases[subjects],
-            self.n_reference[subjects],
-            *(a[:, subjects] for a in (self.n_found, self.n_predicted, self.overlap, self.both_sizes)),
-        )
-
-    def at(self, points: NDArray[np.int64]) -> "Counts":
-        """The counts with one point for each subject (S,); P is 1."""
-        each = np.arange(len(self.subjects))
-        columns = (self.n_found, self.n_predicted, self.overlap, self.both_sizes)
-        return Counts(
-            self.subjects, self.n_cases, self.n_reference, *(a[points, each][None] for a in columns)
-        )
-
-
 def tabulate_case(case: OutOfFold, labels: Labels) -> CaseTable:
     """The table of a case; its arrays need not be kept."""
     valid, reference = labels.valid(case.reference), labels.encode(case.reference)
     box = _box(case.probability, reference)
     probability, valid, reference = case.probability[:, *box], valid[box], reference[:, *box]
-    lesions = [measure_lesions(r, case.spacing_zyx_mm) for r in reference]
-    voxel_mm3 = math.prod(case.spacing_zyx_mm)
     histogram = np.sum([_logits(p, r, valid) for p, r in zip(probability, reference, strict=True)], axis=0)
-    rows = []
-    for threshold in THRESHOLDS:
-        found = find_targets(probability, labels, threshold)
-        parts = [
-            _candidates(f, p, valid, known, case.spacing_zyx_mm)
-            for f, p, known in zip(found, probability, lesions, strict=True)
-        ]
-        rows.append(_of_all_targets(parts, [len(known.n_voxels) for known in lesions]))
+    lesions: list[Lesions] = []
+    rows: list[list[Candidates]] = [[] for _ in THRESHOLDS]
+    for island in _islands(nest(probability, labels), reference, valid):
+        known = [measure_lesions(r, case.spacing_zyx_mm) for r in island.reference]
+        lesions += known
+        for threshold, row in zip(THRESHOLDS, rows, strict=True):
+            row += _at_threshold(island, labels, threshold, known)
+    n_lesions = [len(known) for known in lesions]
     return CaseTable(
         name=case.name,
         subject=case.subject,
         fold=case.fold,
-        reference_volumes_mm3=np.concatenate([known.n_voxels for known in lesions]) * voxel_mm3,
+        reference_volumes_mm3=np.concatenate([np.empty(0), *(known.volumes_mm3 for known in lesions)]),
         n_reference_voxels=int(np.count_nonzero(reference)),
-        candidates=tuple(rows),
+        candidates=tuple(_together(row, n_lesions) for row in rows),
         logits=histogram,
     )
 
@@ -164,40 +126,70 @@ def _logits(
     return np.stack([np.bincount(side, minlength=len(LOGITS)) for side in sides])
 
 
+@dataclass(frozen=True, eq=False)
+class _Island:
+    """Voxels connected at the lowest threshold or in the reference, alone in their box.
+
+    No lesion and no candidate is on two; to look at islands is faster than to look at volumes.
+    """
+
+    probability: NDArray[np.floating[Any]]
+    """(K, Z, Y, X), 0 beside the island."""
+    reference: NDArray[np.bool_]
+    """(K, Z, Y, X)."""
+    valid: NDArray[np.bool_]
+    """Where the label is known (Z, Y, X)."""
+
+
+def _islands(
+    probability: NDArray[np.floating[Any]], reference: NDArray[np.bool_], valid: NDArray[np.bool_]
+) -> Iterator[_Island]:
+    from scipy import ndimage
+
+    components, _ = find_lesions(np.asarray((probability > THRESHOLDS[0]).any(0) | reference.any(0)))
+    for number, box in enumerate(ndimage.find_objects(components), start=1):
+        inside = components[box] == number
+        yield _Island(probability[:, *box] * inside, reference[:, *box] & inside, valid[box])
+
+
+def _at_threshold(
+    island: _Island, labels: Labels, threshold: float, lesions: Sequence[Lesions]
+) -> Iterator[Candidates]:
+    """Each target's candidates."""
+    found = find_targets(island.probability, labels, threshold)
+    for inside, p, known in zip(found, island.probability, lesions, strict=True):
+        yield _candidates(inside, p, island.valid, known) if inside.any() else _NONE
+
+
 def _candidates(
-    found: NDArray[np.bool_],
-    probability: NDArray[np.float32],
-    valid: NDArray[np.bool_],
-    lesions: Lesions,
-    spacing_zyx_mm: tuple[float, float, float],
+    found: NDArray[np.bool_], probability: NDArray[Any], valid: NDArray[np.bool_], lesions: Lesions
 ) -> Candidates:
     """One target's candidates.
 
     What a user gets is cut on whole components; what is scored is their part with known labels, which may
     be several pieces. A piece is kept where its component is.
     """
-    whole = measure_lesions(found, spacing_zyx_mm)
-    n_voxels, peaks = sizes_and_peaks(whole.components, len(whole.n_voxels), probability)
-    pieces = whole if valid.all() else measure_lesions(found & valid, spacing_zyx_mm)
-    origin = np.zeros(len(pieces.n_voxels), np.int64)  # number of each piece's component
-    index = np.flatnonzero(pieces.components)
-    origin[pieces.components.ravel()[index].astype(np.int64) - 1] = whole.components.ravel()[index]
-    origin -= 1
+    whole = measure_lesions(found, lesions.spacing_zyx_mm)
+    n_voxels, peaks = sizes_and_peaks(whole.components, len(whole), probability)
+    pieces = whole if valid.all() else measure_lesions(found & valid, lesions.spacing_zyx_mm)
+    origin = np.zeros(len(pieces), np.int64)  # number of each piece's component
+    origin[pieces.numbers] = whole.components.ravel()[pieces.places].astype(np.int64) - 1
     touching = find_touching(lesions, pieces)
-    able = touching.iou >= _LEAST_IOU
-    inside = pieces.components[lesions.components > 0].astype(np.int64)
+    able = touching.iou >= LEAST_IOU
+    shared = lesions.components.ravel()[pieces.places] > 0
     return Candidates(
-        volumes_mm3=n_voxels[origin] * np.float64(math.prod(spacing_zyx_mm)),
+        volumes_mm3=n_voxels[origin] * np.float64(math.prod(lesions.spacing_zyx_mm)),
         peaks=peaks[origin],
         n_voxels=pieces.n_voxels,
-        n_shared=np.bincount(inside, minlength=len(pieces.n_voxels) + 1)[1:],
+        n_shared=np.bincount(pieces.numbers[shared], minlength=len(pieces)),
         pairs=np.stack([touching.reference, touching.predicted], axis=-1)[able],
         iou=touching.iou[able],
     )
 
 
-def _of_all_targets(parts: Sequence[Candidates], n_lesions: Sequence[int]) -> Candidates:
-    """The candidates of all targets, numbered through."""
+def _together(parts: Sequence[Candidates], n_lesions: Sequence[int]) -> Candidates:
+    """The candidates of all islands and targets, numbered through."""
+    parts, n_lesions = [_NONE, *parts], [0, *n_lesions]
     before = np.cumsum([(0, 0), *((n, len(p.n_voxels)) for n, p in zip(n_lesions, parts, strict=True))], 0)
     return Candidates(
         volumes_mm3=np.concatenate([p.volumes_mm3 for p in parts]),
@@ -207,74 +199,3 @@ def _of_all_targets(parts: Sequence[Candidates], n_lesions: Sequence[int]) -> Ca
         pairs=np.concatenate([p.pairs + shift for p, shift in zip(parts, before[:-1], strict=True)]),
         iou=np.concatenate([p.iou for p in parts]),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """The points that may be chosen, at temperature 1."""
-
-    points: tuple[Postprocessing, ...]
-    distances: NDArray[np.float64]
-    """How far each point is from the default (P,): |logit of the threshold| + steps of size + steps of peak."""
-
-    @property
-    def default(self) -> int:
-        """Number of the default point."""
-        return self.points.index(Postprocessing())
-
-
-def make_grid(tables: Sequence[CaseTable]) -> Grid:
-    """The points for some cases: sizes are quantiles of their reference lesions' volumes."""
-    volumes = np.concatenate([t.reference_volumes_mm3 for t in tables])
-    quantiles = np.quantile(volumes, SMALLEST_QUANTILES, method="lower") if len(volumes) else []
-    sizes = sorted({0.0, *map(float, quantiles)})
-    points, distances = [], []
-    for threshold, (i, size), (j, peak) in product(
-        THRESHOLDS, enumerate(sizes), enumerate((0.0, *LEAST_PEAKS))
-    ):
-        if peak == 0 or peak > threshold:
-            points.append(Postprocessing(threshold, size, peak))
-            distances.append(abs(math.log(threshold / (1 - threshold))) + i + j)
-    return Grid(tuple(points), np.array(distances))
-
-
-def count(tables: Sequence[CaseTable], grid: Grid) -> Counts:
-    """The counts of every subject at every point."""
-    subjects = tuple(sorted({t.subject for t in tables}))
-    column = {subject: i for i, subject in enumerate(subjects)}
-    sums = np.zeros((4, len(grid.points), len(subjects)))
-    n_cases, n_reference = np.zeros((2, len(subjects)))
-    for table in tables:
-        s = column[table.subject]
-        n_cases[s] += 1
-        n_reference[s] += len(table.reference_volumes_mm3)
-        sums[..., s] += _count_case(table, grid)
-    return Counts(subjects, n_cases, n_reference, *sums)
-
-
-def _count_case(table: CaseTable, grid: Grid) -> NDArray[np.float64]:
-    """Found, predicted, twice the voxels in both masks and the sum of their sizes (4, P)."""
-    counts = np.empty((4, len(grid.points)))
-    for threshold, candidates in zip(THRESHOLDS, table.candidates, strict=True):
-        at = [i for i, point in enumerate(grid.points) if point.threshold == threshold]
-        kept = np.stack([grid.points[i].keeps(candidates.volumes_mm3, candidates.peaks) for i in at])
-        counts[0, at] = _n_matched(candidates, kept)
-        counts[1, at] = kept.sum(1)
-        counts[2, at] = 2 * (kept @ candidates.n_shared)
-        counts[3, at] = kept @ candidates.n_voxels + table.n_reference_voxels
-    return counts
-
-
-def _n_matched(candidates: Candidates, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How many lesions are matched one to one by the candidates that each point (P, N) keeps."""
-    lesion, candidate = candidates.pairs.T
-    choices, which = np.unique(kept[:, candidate], axis=0, return_inverse=True)
-    n = [len(match_one_to_one(lesion[c], candidate[c], gain=candidates.iou[c])) for c in choices]
-    return np.array(n, np.int64)[which.ravel()]
-
-
-def leave_out(n_subjects: int, choose: Callable[[NDArray[np.int64]], Any]) -> NDArray[Any]:
-    """What is chosen for each subject (S,) by the others: one by one, or in 20 groups where there are more."""
-    group = np.arange(n_subjects) % _N_GROUPS
-    chosen = [choose(np.flatnonzero(group != g)) for g in range(min(n_subjects, _N_GROUPS))]
-    return np.asarray(np.array(chosen)[group])

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from pwmlunet.config import Config
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.bootstrap import N_RESAMPLES, Interval, resample
-from pwmlunet.inference.candidates import Counts, Grid
+from pwmlunet.inference.counting import Counts, Grid, leave_out
 
 LEAST_SUBJECTS = 3
 LEAST_LESIONS = 10
-"""With fewer subjects with lesions, or fewer lesions, nothing is chosen."""
+"""Where fewer subjects with lesions, or fewer lesions, choose for another subject, nothing is chosen."""
 
 N_STANDARD_ERRORS = 1.5
 """By how many standard errors the best point must beat a point nearer to the default.
@@ -51,19 +51,32 @@ class Wish(Config):
         return f"recall of at least {self.at_least_recall:g}"
 
 
-def choose(counts: Counts, grid: Grid, wish: Wish | None) -> int:
-    """Number of the point; the default where the data cannot carry a choice."""
+def choose(counts: Counts, grid: Grid, wish: Wish | None) -> tuple[int, NDArray[np.int64]]:
+    """Number of the point, and of that which the others choose for each subject (S,).
+
+    Both are the default where the data cannot carry a choice.
+    """
+    n = len(counts.subjects)
     if refusal(counts):
-        return grid.default
+        return grid.default, np.full(n, grid.default)
+    return _choose(counts, grid, wish), leave_out(n, lambda others: _choose(counts.of(others), grid, wish))
+
+
+def _choose(counts: Counts, grid: Grid, wish: Wish | None) -> int:
     return _by_wish(counts, grid, wish) if wish else _by_f1(counts, grid)
 
 
 def refusal(counts: Counts) -> str:
-    """Why nothing is chosen; empty where something is."""
-    n_subjects, n_lesions = np.count_nonzero(counts.n_reference), counts.n_reference.sum()
-    if n_subjects >= LEAST_SUBJECTS and n_lesions >= LEAST_LESIONS:
+    """Why nothing is chosen; empty where something is, and the others can choose for every subject too."""
+    n_lesions = counts.n_reference
+    n_others = leave_out(len(n_lesions), lambda others: np.count_nonzero(n_lesions[others]))
+    theirs = leave_out(len(n_lesions), lambda others: n_lesions[others].sum())
+    if n_others.min() >= LEAST_SUBJECTS and theirs.min() >= LEAST_LESIONS:
         return ""
-    return f"{n_lesions:g} lesions in {n_subjects} subjects are too few to choose from (it takes {LEAST_LESIONS} in {LEAST_SUBJECTS})"
+    return (
+        f"{n_lesions.sum():g} lesions in {np.count_nonzero(n_lesions)} subjects are too few to choose from "
+        f"(it takes {LEAST_LESIONS} in {LEAST_SUBJECTS} besides any one subject)"
+    )
 
 
 def _by_f1(counts: Counts, grid: Grid) -> int:

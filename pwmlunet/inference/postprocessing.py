@@ -13,8 +13,10 @@ from pwmlunet.evaluation.bootstrap import Interval
 from pwmlunet.evaluation.lesions import find_lesions
 from pwmlunet.evaluation.probabilities import logit_of, probability_of
 
+MOST_CUT = 12.0
+"""Up to this logit probabilities in single precision tell logits apart to 1/100."""
+
 _ROUNDING = 1e-6
-_HIGHEST = 1 - 1e-7  # probabilities are in single precision, where nothing lies between this and 1
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Postprocessing(Config):
     ) -> NDArray[np.uint8]:
         """The mask (Z, Y, X) for calibrated probabilities (K, Z, Y, X) on a grid of this spacing."""
         mask = np.zeros(probability.shape[1:], np.uint8)
+        probability = nest(probability, labels)
         found = find_targets(probability, labels, self.threshold)
         for target, inside, p in zip(labels.targets, found, probability, strict=True):
             mask[self._cleaned(inside, p, math.prod(spacing_zyx_mm))] = target.written_as
@@ -137,7 +140,10 @@ class Postprocessing(Config):
         return np.asarray(large & (peaks > self.least_peak_probability))
 
     def at_temperature(self, temperature: float) -> "Postprocessing":
-        """The settings that find the same lesions as these, at temperature 1, do."""
+        """The settings that find the same lesions as these, at temperature 1, do.
+
+        Their cuts must stay where single precision tells probabilities apart: at logits up to `MOST_CUT`.
+        """
         return Postprocessing(
             _calibrated(self.threshold, temperature),
             self.smallest_lesion_mm3,
@@ -159,16 +165,27 @@ def _calibrated(probability: float, temperature: float) -> float:
     if probability == 0 or temperature == 1:
         return probability
     logit = math.log(probability / (1 - probability)) / temperature
-    return min(float(f"{1 / (1 + math.exp(-logit)):.7g}"), _HIGHEST)
+    return float(f"{1 / (1 + math.exp(-logit)):.9g}")
+
+
+def nest(probability: NDArray[np.floating[Any]], labels: Labels) -> NDArray[np.floating[Any]]:
+    """The probabilities (K, Z, Y, X) where a region is at least as probable as one within it.
+
+    In a mask the inner one's value stands for both.
+    """
+    if not labels.are_regions:
+        return probability
+    values = [set(target.values) for target in labels.targets]
+    return np.stack([probability[[inner <= outer for inner in values]].max(0) for outer in values])
 
 
 def find_targets(
     probability: NDArray[np.floating[Any]], labels: Labels, threshold: float
 ) -> NDArray[np.bool_]:
-    """Where each target is found, (K, Z, Y, X); only regions may overlap."""
-    if labels.are_regions:
-        return np.asarray(probability > threshold)
+    """Where the mask of nested probabilities has each target, (K, Z, Y, X); only regions may overlap."""
     mask = labels.decode(probability, threshold)
+    if labels.are_regions:
+        return labels.encode(mask)
     return np.stack([mask == target.written_as for target in labels.targets])
 
 

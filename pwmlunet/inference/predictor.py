@@ -19,7 +19,7 @@ from pwmlunet.data.store import WayBack
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.lesion_table import LesionTable, tabulate, write_lesion_table
 from pwmlunet.evaluation.probabilities import write_probability
-from pwmlunet.files import make_folder, write_json
+from pwmlunet.files import make_folder, read_json, write_json
 from pwmlunet.inference.device import choose_device, keep_freed_memory, prediction_format
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
@@ -174,7 +174,8 @@ def _together(maps: Sequence[_Maps]) -> _Maps:
 def _middle_x_mm(head: NDArray[np.bool_], geometry: Geometry) -> float:
     """The patient's x of the middle of the head, or of the image where no head is found."""
     whole = head if head.any() else np.ones_like(head)
-    z, y, x = (float(places.mean()) for places in np.nonzero(whole))
+    counts = [whole.sum((1, 2)), whole.sum((0, 2)), whole.sum((0, 1))]  # voxels in each slice, row and column
+    z, y, x = (float(np.arange(len(n)) @ n / n.sum()) for n in counts)
     return geometry.index_to_mm((z, y, x))[0]
 
 
@@ -224,7 +225,7 @@ def predict_folder(
         PwmlError: the cases that failed, each with its reason.
     """
     make_folder(output)
-    _describe(predictor, output / "prediction.json")
+    _describe(predictor, output / "prediction.json", is_going_on=skip_existing)
     problems = []
     todo = [c for c in cases if not (skip_existing and (output / f"{c.name}{file_ending}").is_file())]
     for case in tqdm(todo, "predict", leave=False, disable=len(todo) < 2):
@@ -255,16 +256,20 @@ def _table(predictor: Predictor, case: str, prediction: Prediction) -> LesionTab
     )
 
 
-def _describe(predictor: Predictor, path: Path) -> None:
-    """Writes what made the masks of a folder, and what a score of them wants to know."""
+def _describe(predictor: Predictor, path: Path, *, is_going_on: bool) -> None:
+    """Writes what made the masks of a folder, and what a score of them wants to know.
+
+    Raises:
+        PwmlError: other settings made the masks that are there and shall stay.
+    """
     models = [member.model for member in predictor.members]
-    write_json(
-        path,
-        {
-            "version": 1,
-            "models": [f"{model.folder.parent.name}/{model.folder.name}" for model in models],
-            "n_networks": predictor.n_networks,
-            "postprocessing": predictor.postprocessing.to_dict(),
-            "lesion_quartiles_mm3": models[0].plan.to_dict()["expected_input"]["lesion_quartiles_mm3"],
-        },
-    )
+    content = {
+        "version": 1,
+        "models": [f"{model.folder.parent.name}/{model.folder.name}" for model in models],
+        "n_networks": predictor.n_networks,
+        "postprocessing": predictor.postprocessing.to_dict(),
+        "lesion_quartiles_mm3": models[0].plan.to_dict()["expected_input"]["lesion_quartiles_mm3"],
+    }
+    if is_going_on and path.is_file() and read_json(path) != content:
+        raise PwmlError(f"{path.parent} holds masks made with other models or settings ({path.name}): choose another folder, or leave out --continue")  # fmt: skip
+    write_json(path, content)

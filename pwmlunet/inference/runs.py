@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from pwmlunet.config import did_you_mean, join
+from pwmlunet.data.parallel import default_workers, map_cases
 from pwmlunet.data.store import CaseFacts, CaseStore, WayBack
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.probabilities import read_probability
 from pwmlunet.inference.candidates import CaseTable, OutOfFold, tabulate_case
 from pwmlunet.inference.model import ALL, TrainedModel
 from pwmlunet.planning.plan import read_labels
+
+_WORKERS = 2  # more would hold many volumes of many runs in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ def gather_runs(folder: Path, prepared: Path, names: Sequence[str] | None) -> li
             raise PwmlError(f"{run.model.folder} was trained with other labels than {prepared} has now: leave it out with --runs")  # fmt: skip
     runs = [run for run in runs if run.files]
     if not runs:
-        raise PwmlError(f"{folder} has no run with a finished fold: run pwml_train -d {prepared.name}")
+        raise PwmlError(f"{folder} has no run with a finished fold: run pwml_train {prepared.name} 0")
     return runs
 
 
@@ -86,19 +88,38 @@ def groups_of(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
     return [*groups, tuple(runs)] if len(runs) > 2 else groups
 
 
-def tabulate_groups(runs: Sequence[Run], groups: Sequence[tuple[Run, ...]]) -> list[list[CaseTable]]:
-    """The tables of each group. Probabilities are in memory for one case at a time."""
-    tables: list[list[CaseTable]] = [[] for _ in groups]
-    labels = runs[0].model.labels
-    for name in tqdm(sorted(runs[0].files), "out-of-fold cases", leave=False):
-        facts, reference = _facts(runs[0], name), runs[0].store.reference(name)
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """A case that all runs have predicted."""
+
+    name: str
+    runs: Sequence[Run]
+    groups: Sequence[tuple[Run, ...]]
+
+    def tabulate(self) -> list[CaseTable]:
+        """The table of each group."""
+        first, labels = self.runs[0], self.runs[0].model.labels
+        facts, reference = _facts(first, self.name), first.store.reference(self.name)
         shape, n_targets = reference.shape, len(labels.targets)
-        read = {run.name: read_probability(run.files[name][1], shape, n_targets) for run in runs}
-        for group, rows in zip(groups, tables, strict=True):
-            mean = _mean([read[run.name] for run in group])
-            fold, spacing = runs[0].files[name][0], facts.way_back.geometry.spacing_zyx_mm
-            rows.append(tabulate_case(OutOfFold(name, facts.subject, fold, spacing, reference, mean), labels))
-    return tables
+        read = {r.name: read_probability(r.files[self.name][1], shape, n_targets) for r in self.runs}
+        known = (facts.subject, first.files[self.name][0], facts.way_back.geometry.spacing_zyx_mm, reference)
+        means = (_mean([read[run.name] for run in group]) for group in self.groups)
+        return [tabulate_case(OutOfFold(self.name, *known, mean), labels) for mean in means]
+
+
+def tabulate_groups(runs: Sequence[Run], groups: Sequence[tuple[Run, ...]]) -> list[list[CaseTable]]:
+    """The tables of each group. The probabilities of all runs are in memory for two cases at a time.
+
+    Raises:
+        PwmlError: a file is damaged; all such files are listed.
+    """
+    cases = [_Case(name, runs, groups) for name in sorted(runs[0].files)]
+    tables, problems = map_cases(
+        _Case.tabulate, cases, workers=min(_WORKERS, default_workers()), title="out-of-fold cases"
+    )
+    if problems:
+        raise PwmlError.listing("cases cannot be compared", problems)
+    return [list(rows) for rows in zip(*tables, strict=True)]
 
 
 def _facts(run: Run, name: str) -> CaseFacts:

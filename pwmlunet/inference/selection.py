@@ -1,10 +1,10 @@
 """Selection: which of a dataset's trained runs, or which of them together, predicts best, and at what point."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,9 @@ from pwmlunet.data.workspace import Workspace, is_called
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.bootstrap import Interval, difference_interval, ratio_interval
 from pwmlunet.inference.calibration import Calibration, calibrate, text
-from pwmlunet.inference.candidates import CaseTable, Counts
+from pwmlunet.inference.candidates import CaseTable
 from pwmlunet.inference.choosing import Wish
+from pwmlunet.inference.counting import Counts
 from pwmlunet.inference.model import TrainedModel, find_model
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.runs import (
@@ -29,7 +30,6 @@ from pwmlunet.inference.runs import (
 )
 
 Criterion = Literal["lesion_f1", "lesion_recall", "dice"]
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 _FILE = "best.json"
 _POSTPROCESSING = "postprocessing.json"
@@ -46,11 +46,13 @@ class Candidate(Config):
     multiply_adds_per_voxel: float
     """Of the image's own grid, for one fold and without mirrored versions; the sum over the runs."""
     value: float | None
-    """The criterion, each subject at the point that the others chose; None where no subject has it."""
+    """The criterion, each subject at the point that the others chose; None without lesions."""
     interval: Interval | None
     """Of the value; None with one subject."""
     dice: float | None
-    """Mean over subjects; it decides between equals."""
+    """Mean over subjects with lesions; it decides between equals."""
+    false_positives_per_clean_subject: float | None
+    """False lesions in subjects without any, which the criterion does not see; None without such subjects."""
     difference: float | None
     """How much the highest value is above this one."""
     difference_interval: Interval | None
@@ -68,11 +70,18 @@ class Best(Config):
     postprocessing: str
     """The file with their settings, from the folder of best.json."""
     criterion: Criterion
-    """What was compared: the mean over subjects of a subject's lesion F1, lesion recall or Dice."""
+    """What was compared: the mean of lesion F1, lesion recall or Dice over the subjects with lesions."""
     reasons: tuple[str, ...]
     """Why these runs, and which could not be compared."""
     candidates: tuple[Candidate, ...]
     """All that was compared, the highest value first."""
+
+    def problems(self) -> Iterator[str]:
+        """What a hand or another version may have written."""
+        if self.version != _VERSION:
+            yield f"it is of version {self.version}, not {_VERSION}: run pwml_find_best again"
+        if not self.runs:
+            yield "runs must name at least one run: run pwml_find_best again"
 
 
 @dataclass(frozen=True)
@@ -109,14 +118,14 @@ def find_best(
     folder = workspace.results / prepared.name
     comparable, left_out = comparable_runs(gather_runs(folder, prepared, runs))
     groups = groups_of(comparable)
-    calibrations, kept = _calibrate_all(tabulate_groups(comparable, groups), groups, wish)
+    calibrations, kept, unable = _calibrate_all(tabulate_groups(comparable, groups), groups, wish)
     candidates = _judge(kept, calibrations, criterion)
     chosen, reason = _pick(candidates)
     names = candidates[chosen].runs
     postprocessing = calibrations[chosen].postprocessing
-    ranked = sorted(candidates, key=_rank)
     file = _POSTPROCESSING if len(names) > 1 else f"{names[0]}/{_POSTPROCESSING}"
-    best = Best(_VERSION, names, file, criterion, (reason, *left_out), tuple(ranked))
+    ranked = tuple(sorted(candidates, key=_rank))
+    best = Best(_VERSION, names, file, criterion, (reason, *unable, *left_out), ranked)
     _write(folder / file, postprocessing)
     best.write(folder / _FILE)
     return Found(best, postprocessing, "\n".join([*_lines(best), text(postprocessing)]))
@@ -151,14 +160,15 @@ def find_models(
         if not (folders[0] / name / "training.json").is_file():
             raise PwmlError(f"{folders[0] / _FILE} names the run {name}, which is not there: run pwml_find_best again, or name a run with -c")  # fmt: skip
     path = folders[0] / best.postprocessing
-    postprocessing = Postprocessing.read(path) if path.is_file() else Postprocessing()
-    return [TrainedModel.open(folders[0] / name) for name in best.runs], postprocessing
+    if not path.is_file():
+        raise PwmlError(f"{folders[0] / _FILE} names {best.postprocessing}, which is not there: run pwml_find_best again, or name a run with -c")  # fmt: skip
+    return [TrainedModel.open(folders[0] / name) for name in best.runs], Postprocessing.read(path)
 
 
 def _calibrate_all(
     tables: Sequence[Sequence[CaseTable]], groups: Sequence[tuple[Run, ...]], wish: Wish | None
-) -> tuple[list[Calibration], list[tuple[Run, ...]]]:
-    """The calibrations of the groups that can keep the wish, and these groups."""
+) -> tuple[list[Calibration], list[tuple[Run, ...]], list[str]]:
+    """The calibrations of the groups that can keep the wish, these groups, and why the others cannot."""
     calibrations, kept, problems = [], [], []
     for rows, group in zip(tables, groups, strict=True):
         try:
@@ -168,7 +178,7 @@ def _calibrate_all(
             problems.append(f"{_together(r.name for r in group)}: {error}")
     if not kept:
         raise PwmlError.listing("nothing keeps the wish", problems)
-    return calibrations, kept
+    return calibrations, kept, problems
 
 
 def _judge(
@@ -187,6 +197,7 @@ def _judge(
             value=values[i],
             interval=ratio_interval(*sums[i]),
             dice=dices[i],
+            false_positives_per_clean_subject=_false_positives(calibrations[i].nested),
             difference=_less(values[top], values[i]),
             difference_interval=difference_interval(sums[top], sums[i]),
         )
@@ -195,17 +206,20 @@ def _judge(
 
 
 def _sums(counts: Counts, criterion: Criterion) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each subject's score (S,), 0 where it has none, and whether it has one.
-
-    A clean subject has no recall; without false positives it has neither F1 nor Dice, and 0 with some.
-    """
+    """Each subject's score (S,), and whether it has one: those with lesions, so that all runs are judged on the same."""
     parts, wholes = {
         "lesion_f1": (2 * counts.n_found[0], counts.n_predicted[0] + counts.n_reference),
         "lesion_recall": (counts.n_found[0], counts.n_reference),
         "dice": (counts.overlap[0], counts.both_sizes[0]),
     }[criterion]
-    defined = (wholes > 0).astype(np.float64)
-    return parts / np.maximum(wholes, 1), defined
+    defined = (counts.n_reference > 0).astype(np.float64)
+    return defined * parts / np.maximum(wholes, 1), defined
+
+
+def _false_positives(counts: Counts) -> float | None:
+    """Predicted lesions of a clean subject, on average."""
+    clean = counts.n_reference == 0
+    return float(counts.n_predicted[0, clean].mean()) if clean.any() else None
 
 
 def _mean_of(sums: tuple[NDArray[np.float64], NDArray[np.float64]]) -> float | None:
@@ -260,27 +274,26 @@ def _reason(candidates: Sequence[Candidate], top: int, chosen: int) -> str:
     )
 
 
-def _together(names: "Iterator[str] | Sequence[str]") -> str:
+def _together(names: Iterable[str]) -> str:
     return " + ".join(names)
 
 
 def _write(path: Path, postprocessing: Postprocessing) -> None:
-    """Writes the settings; those that a person made are kept beside them, as postprocessing.json.old."""
-    if path.is_file():
-        known = Postprocessing.read(path)
-        if known != Postprocessing() and known.chosen is None:
-            shutil.copyfile(path, path.with_name(f"{path.name}.old"))
+    """Writes the settings; others that were there, which a person may have made, are kept as postprocessing.json.old."""
+    if path.is_file() and Postprocessing.read(path) not in (Postprocessing(), postprocessing):
+        shutil.copyfile(path, path.with_name(f"{path.name}.old"))
     postprocessing.write(path)
 
 
 def _lines(best: Best) -> Iterator[str]:
     """The candidates as a table, and the reasons."""
-    width = max(len(_together(c.runs)) for c in best.candidates) + 2
-    yield f"{'candidate':<{width}}{best.criterion:<20}{'Dice':<8}multiply-adds a voxel"
+    width = max(len("candidate"), *(len(_together(c.runs)) for c in best.candidates)) + 2
+    yield f"{'candidate':<{width}}{best.criterion:<20}{'Dice':<8}{'false positives a clean subject':<33}multiply-adds a voxel"
     for c in best.candidates:
         spread = f" [{c.interval.low:.2f}, {c.interval.high:.2f}]" if c.interval else ""
-        value, dice = ("-" if v is None else f"{v:.2f}" for v in (c.value, c.dice))
-        yield f"{_together(c.runs):<{width}}{value + spread:<20}{dice:<8}{c.multiply_adds_per_voxel:,.0f}"
+        figures = (c.value, c.dice, c.false_positives_per_clean_subject)
+        value, dice, false = ("-" if v is None else f"{v:.2f}" for v in figures)
+        yield f"{_together(c.runs):<{width}}{value + spread:<20}{dice:<8}{false:<33}{c.multiply_adds_per_voxel:,.0f}"
     if len(best.candidates) > 1:
         yield "the same subjects choose among the candidates, so that the highest value is a little too good"
     yield f"best: {_together(best.runs)}"

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwmlunet.evaluation.reliability import N_BINS, ReliabilityCounts, reliability
-from pwmlunet.inference.candidates import LOGITS, CaseTable, leave_out
+from pwmlunet.inference.candidates import LOGITS, CaseTable
+from pwmlunet.inference.counting import leave_out
 
-_TEMPERATURES: NDArray[np.float64] = np.exp(np.arange(-160, 161) / 100)
+_TEMPERATURES: NDArray[np.float64] = np.exp(np.arange(-35, 161) / 100)
 _PRIOR_SPREAD = 0.5  # standard deviation of log T before anything is seen
 
 
@@ -29,7 +30,8 @@ def find_temperature(tables: Sequence[CaseTable]) -> Temperature:
     """The temperature (Guo et al. 2017) that makes the lesions likely, each subject with lesions weighing alike.
 
     A lesion counts as one observation, since its voxels say the same; before any is seen log T is expected
-    to be 0, within a half. So few lesions leave it near 1.
+    to be 0, within a half. So few lesions leave it near 1. It is not below 0.7: sharper ones would make
+    logits of 10 and more one and the same probability in single precision.
     """
     subjects = sorted({table.subject for table in tables})
     histograms = np.zeros((len(subjects), 2, len(LOGITS)))

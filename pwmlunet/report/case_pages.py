@@ -1,7 +1,8 @@
 """The cases of a report: what became of each lesion in words, and the strips that show it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,16 +12,18 @@ from numpy.typing import NDArray
 from pwmlunet.data.image import Geometry, read_image
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.lesion_table import LesionRow, LesionTable, tabulate
-from pwmlunet.evaluation.lesions import Lesion, Lesions, LesionScores
+from pwmlunet.evaluation.lesions import Lesion, Lesions, LesionScores, measure_lesions
 from pwmlunet.evaluation.masks import MaskPairs
 from pwmlunet.evaluation.scores import CaseScores
-from pwmlunet.report.pages import percent
-from pwmlunet.report.planes import is_placed, planes_of
+from pwmlunet.report.pages import count, percent
+from pwmlunet.report.planes import planes_of
 from pwmlunet.report.strips import Scene, Strip, draw_strips
-from pwmlunet.report.views import Fate, Fates, LesionKey, read_channel
+from pwmlunet.report.views import Fate, Fates, LesionKey, in_turns, lesion_f1, read_channel
 
 Kind = Fate | Literal["predicted"]
 """What a finding is; "predicted" where there is no reference to say more."""
+
+_FINDING_BYTES = 150  # what a finding takes of a page beside its text
 
 KINDS: tuple[Fate, ...] = ("found", "missed", "false")
 """What a reader can choose from."""
@@ -54,6 +57,12 @@ class ShownStrip:
         """What it can be filtered by; a case without lesions has "none"."""
         return " ".join(sorted({finding.kind for finding in self.findings})) or "none"
 
+    @property
+    def n_bytes(self) -> int:
+        """What it takes of the page, at most."""
+        words = sum(_FINDING_BYTES + len(finding.text) for finding in self.findings)
+        return words + sum(panel.n_bytes for panel in self.strip.panels)
+
 
 @dataclass(frozen=True)
 class CasePage:
@@ -66,16 +75,21 @@ class CasePage:
     rows: tuple[LesionRow, ...]
     """The predicted lesions, measured; empty with a reference."""
     strips: tuple[ShownStrip, ...]
-    """Worst places first, or the least sure."""
-    n_left_out: int
-    """Places that are not shown, to keep the page small."""
+    """Worst places first, or the least sure; the labels take turns."""
+    n_places: int
+    """Places to look at; those without a strip are left out, to keep the page small."""
     geometry: Geometry
     """The grid of its masks."""
 
     @property
-    def is_placed(self) -> bool:
-        """Whether the file says how the patient lay."""
-        return is_placed(self.geometry)
+    def n_left_out(self) -> int:
+        """Places that are not shown."""
+        return self.n_places - len(self.strips)
+
+    @property
+    def shown_numbers(self) -> frozenset[int | None]:
+        """The rows whose lesions are shown."""
+        return frozenset(finding.number for shown in self.strips for finding in shown.findings)
 
     @property
     def has_planes(self) -> bool:
@@ -85,14 +99,13 @@ class CasePage:
     @property
     def unit(self) -> str:
         """What lengths are in: where every spacing is 1, a file may not have said."""
-        return "pixels" if set(self.geometry.spacing_zyx_mm) == {1.0} and not self.is_placed else "mm"
+        is_silent = set(self.geometry.spacing_zyx_mm) == {1.0} and not self.geometry.is_placed
+        return "pixels" if is_silent else "mm"
 
     @property
     def lesion_f1(self) -> float | None:
         """Over its targets together; None without a reference, or where there is nothing in either mask."""
-        parts = [target.lesions.main for target in self.scores.targets.values()] if self.scores else []
-        total = sum(part.n_reference + part.n_predicted for part in parts)
-        return sum(part.n_found + part.n_true for part in parts) / total if total else None
+        return lesion_f1(self.scores) if self.scores else None
 
     @property
     def n_failures(self) -> int:
@@ -124,7 +137,7 @@ class Case:
     table: LesionTable | None
     """Its lesions as they were predicted, where that was written."""
     most_strips: int
-    """How many places may be shown for each target."""
+    """How many places may be drawn."""
 
     def page(self) -> CasePage:
         """Reads the files of the case and draws its strips.
@@ -139,33 +152,35 @@ class Case:
         rows = () if self.scores else self._rows(prediction, geometry, file)
         labels = self.pairs.labels
         valid = labels.valid(reference)
-        strips: list[ShownStrip] = []
-        n_left_out = 0
+        n_places, strips = [], []  # by target
         if self.scores is None or self.scores.n_labelled_slices:
             masks = zip(labels.targets, labels.encode(reference), labels.encode(prediction), strict=True)
             for target, truth, guess in masks:
                 truth = truth & valid if self.scores else np.zeros_like(guess)
                 scene = Scene(geometry, truth, guess & valid, image, ~valid)
-                shown, left_out = self._strips(scene, target.name, rows)
-                strips += shown
-                n_left_out += left_out
-        return CasePage(self.name, self.scores, tuple(rows), tuple(strips), n_left_out, geometry)
+                n, shown = self._strips(scene, target.name, rows)
+                n_places.append(n)
+                strips.append(shown)
+        drawn = tuple(islice(in_turns(strips), self.most_strips))
+        return CasePage(self.name, self.scores, rows, drawn, sum(n_places), geometry)
 
     def _rows(self, prediction: NDArray[Any], geometry: Geometry, file: Path) -> tuple[LesionRow, ...]:
-        """The lesions as they were tabled, or measured now; the least sure first."""
-        measured = tabulate(self.name, prediction, geometry, self.pairs.labels).lesions
+        """The lesions as they were tabled, the least sure first; or measured now, with no midline to tell sides by."""
+        labels = self.pairs.labels
         if self.table is None:
-            return measured
-        sides = [
-            sorted((self._name(r.target), r.n_voxels) for r in rows)
-            for rows in (measured, self.table.lesions)
-        ]
-        if sides[0] != sides[1]:
+            measured = tabulate(self.name, prediction, geometry, labels).lesions
+            return tuple(replace(row, side=None) for row in measured)
+        masks = zip(labels.targets, labels.encode(prediction), strict=True)
+        lesions = [(t.name, measure_lesions(mask, geometry.spacing_zyx_mm)) for t, mask in masks]
+        here = [(self._name(name), n) for name, found in lesions for n in found.n_voxels.tolist()]
+        if sorted(here) != sorted((self._name(row.target), row.n_voxels) for row in self.table.lesions):
             raise PwmlError(f"{file} has other lesions than its table {self.name}_lesions.json: predict the case again")  # fmt: skip
         return self.table.lesions
 
-    def _strips(self, scene: Scene, target: str, rows: Sequence[LesionRow]) -> tuple[list[ShownStrip], int]:
-        """The strips of one target and how many are left out."""
+    def _strips(
+        self, scene: Scene, target: str, rows: Sequence[LesionRow]
+    ) -> tuple[int, Iterator[ShownStrip]]:
+        """How many strips one target has, and the strips, drawn as they are asked for."""
         fates = Fates.of(scene.reference, scene.prediction, scene.geometry.spacing_zyx_mm)
         if self.scores is None:
             own = [row for row in rows if self._name(row.target) == self._name(target)]
@@ -175,10 +190,9 @@ class Case:
         else:
             order = fates.by_interest()
             words = _scored(self.scores.targets[target].lesions)
-        strips, n_left_out = draw_strips(scene, fates, order, most=self.most_strips)
-        findings = [tuple(words[finding[0]] for finding in strip.findings) for strip in strips]
-        shown = [ShownStrip(*pair, self._name(target)) for pair in zip(strips, findings, strict=True)]
-        return shown, n_left_out
+        n, strips = draw_strips(scene, fates, order)
+        name = self._name(target)
+        return n, (ShownStrip(s, tuple(words[finding[0]] for finding in s.findings), name) for s in strips)
 
     def _name(self, target: str) -> str:
         """The target's name where it tells anything."""
@@ -211,7 +225,7 @@ def _scored(lesions: LesionScores) -> dict[LesionKey, Finding]:
 
 def _size(lesion: Lesion) -> str:
     """Volume, and probability where it is known."""
-    size = f"{_volume(lesion.volume_mm3)} ({_voxels(lesion.n_voxels)})"
+    size = f"{_volume(lesion.volume_mm3)} ({count(lesion.n_voxels, 'voxel')})"
     if lesion.mean_probability is None or lesion.max_probability is None:
         return size
     return f"{size}, probability {percent(lesion.mean_probability)} on average, {percent(lesion.max_probability)} at most"
@@ -220,7 +234,7 @@ def _size(lesion: Lesion) -> str:
 def _predicted(row: LesionRow) -> Finding:
     """A predicted lesion in words."""
     parts = [
-        f"{_volume(row.volume_mm3)} ({_voxels(row.n_voxels)})",
+        f"{_volume(row.volume_mm3)} ({count(row.n_voxels, 'voxel')})",
         f"largest diameter {row.largest_diameter_mm:.1f} mm",
     ]
     if row.mean_probability is not None and row.max_probability is not None:
@@ -234,7 +248,3 @@ def _predicted(row: LesionRow) -> Finding:
 
 def _volume(mm3: float) -> str:
     return f"{mm3:.3g} mm³" if mm3 < 100 else f"{mm3:.0f} mm³"
-
-
-def _voxels(n: int) -> str:
-    return f"{n} voxel" if n == 1 else f"{n} voxels"

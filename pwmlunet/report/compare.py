@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pwmlunet.data.dataset import Labels
+from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.comparison import (
     Comparison,
     Difference,
@@ -14,7 +15,7 @@ from pwmlunet.evaluation.comparison import (
     compare,
 )
 from pwmlunet.evaluation.runs import read_runs
-from pwmlunet.report.pages import data_uri, interval, number, render_page, write_page
+from pwmlunet.report.pages import data_uri, interval, number, render_page, size_range, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,11 +95,7 @@ def signed(value: float | None, digits: int = 2) -> str:
 
 def size_in_words(size: SizeComparison) -> str:
     """The range of a size bin."""
-    if size.high_mm3 is None:
-        return f"{size.low_mm3:.3g} mm³ and more"
-    return (
-        f"{size.low_mm3:.3g} to {size.high_mm3:.3g} mm³" if size.low_mm3 else f"below {size.high_mm3:.3g} mm³"
-    )
+    return f"{size_range(size.low_mm3, size.high_mm3)} mm³"
 
 
 def _cases(target: TargetComparison, runs: Sequence[str]) -> Iterator[str]:
@@ -125,7 +122,12 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Writes the comparison as one HTML file that needs no other."""
+    """Writes the comparison as one HTML file that needs no other, and its numbers as JSON beside it.
+
+    Raises:
+        PwmlError: the JSON would replace something else (see `check_place`).
+    """
+    check_place(path)
     figures = {name: data_uri(forest(target, comparison.runs)) for name, target in comparison.targets.items()}
     page = render_page(
         "compare.html.j2",
@@ -135,6 +137,24 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
         size_in_words=size_in_words,
     )
     write_page(path, page)
+    comparison.write(path.with_suffix(".json"))
+
+
+def check_place(path: Path) -> None:
+    """Raises PwmlError where the numbers of a comparison would replace its page, or what is no comparison."""
+    numbers = path.with_suffix(".json")
+    if numbers == path:
+        raise PwmlError(f"{path} is where the numbers go: name the page, such as {path.with_suffix('.html').name}, with -o")  # fmt: skip
+    if numbers.exists() and not _is_comparison(numbers):
+        raise PwmlError(f"{numbers} was not written by pwml_compare: choose another place with -o, or move it")  # fmt: skip
+
+
+def _is_comparison(path: Path) -> bool:
+    try:
+        Comparison.read(path)
+    except PwmlError:
+        return False
+    return True
 
 
 def forest(target: TargetComparison, runs: Sequence[str]) -> "Figure":

@@ -11,6 +11,7 @@ from pwmlunet.evaluation.detection import FALSE_POSITIVE_RATES, Froc
 from pwmlunet.evaluation.reliability import Reliability
 from pwmlunet.evaluation.sizes import SizeBin
 from pwmlunet.files import explain
+from pwmlunet.report.pages import size_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,13 +84,6 @@ def _axes(figure: "Figure", x_label: str, y_label: str) -> "Axes":
     axes.grid(color="#e3e7ea", linewidth=0.8)
     axes.set_axisbelow(True)
     return axes
-
-
-def size_range(low_mm3: float, high_mm3: float | None) -> str:
-    """A range of volumes in words."""
-    if high_mm3 is None:
-        return f"{low_mm3:.3g} or more" if low_mm3 else "any"
-    return f"{low_mm3:.3g} to {high_mm3:.3g}" if low_mm3 else f"below {high_mm3:.3g}"
 
 
 def draw_recall_by_size(bins: Sequence[SizeBin]) -> "Figure":

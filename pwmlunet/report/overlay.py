@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,19 @@ from numpy.typing import NDArray
 
 from pwmlunet.data.dataset import Labels
 from pwmlunet.data.image import read_image
-from pwmlunet.evaluation.evaluate import CaseScores, evaluate_folders
 from pwmlunet.evaluation.masks import MaskPairs, pair_masks
+from pwmlunet.evaluation.scores import CaseScores
 from pwmlunet.files import replacing
-from pwmlunet.report.views import Box, Fates, content_box, grey_range, outlines, read_channel
+from pwmlunet.report.views import (
+    Box,
+    Fates,
+    content_box,
+    grey_range,
+    in_turns,
+    lesion_f1,
+    outlines,
+    read_channel,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,6 +171,7 @@ def overlay_cases(
     images_folder: Path,
     path: Path,
     *,
+    cases: Sequence[CaseScores],
     n_views: int = 8,
     labels: Labels | Path | None = None,
 ) -> None:
@@ -169,23 +179,30 @@ def overlay_cases(
 
     All targets together are the lesions. With fewer cases than views a case is shown more than once.
 
+    Args:
+        reference_folder: Folder of reference masks.
+        prediction_folder: Folder of predicted masks.
+        images_folder: Folder of images, of which the first channel is shown.
+        path: The PNG.
+        cases: What the masks scored.
+        n_views: How many views there may be.
+        labels: What the values mean, or the dataset.json that says so (see `pair_masks`).
+
     Raises:
         PwmlError: masks cannot be compared, or an image (CASE or CASE_0000) is missing or on another grid.
     """
     pairs = pair_masks(reference_folder, prediction_folder, labels=labels)
-    cases = evaluate_folders(reference_folder, prediction_folder, labels=labels, only_common=True)
     chosen = choose_cases(cases, n_views)
     views = [
         list(islice(_views_of_case(pairs, name, images_folder, why), math.ceil(n_views / len(chosen))))
         for name, why in chosen.items()
     ]
-    rounds = (row for turn in zip_longest(*views) for row in turn if row is not None)
-    draw_overlay(path, list(islice(rounds, n_views)))
+    draw_overlay(path, list(islice(in_turns(views), n_views)))
 
 
 def choose_cases(cases: Sequence[CaseScores], n: int) -> dict[str, str]:
     """At most n cases with lesions, "worst" or "typical", half of each; without any, the first case."""
-    f1 = {case.name: _lesion_f1(case) for case in cases}
+    f1 = {case.name: lesion_f1(case) for case in cases}
     order = sorted((value, name) for name, value in f1.items() if value is not None)
     if not order:
         return {cases[0].name: "clean"}
@@ -194,13 +211,6 @@ def choose_cases(cases: Sequence[CaseScores], n: int) -> dict[str, str]:
     rest = sorted(range(n_worst, len(order)), key=lambda rank: abs(rank - middle))[: n - n_worst]
     chosen = {name: "worst" for _, name in order[:n_worst]}
     return chosen | {order[rank][1]: "typical" for rank in sorted(rest)}
-
-
-def _lesion_f1(case: CaseScores) -> float | None:
-    """The lesion F1 of a case over its targets together; None where there is nothing in either mask."""
-    found = [scores.lesions.main for scores in case.targets.values()]
-    total = sum(part.n_reference + part.n_predicted for part in found)
-    return sum(part.n_found + part.n_true for part in found) / total if total else None
 
 
 def _views_of_case(pairs: MaskPairs, name: str, images: Path, why: str) -> Iterator[OverlayRow]:

@@ -20,7 +20,7 @@ def render_page(template: str, **values: object) -> str:
     """The text of a page from a template beside this file; every value it names must be given.
 
     Templates extend `page.html.j2`, which fills in the style and the blocks `title`, `content` and `script`.
-    Values are escaped. Numbers are written with the filters `number`, `percent` and `interval`.
+    Values are escaped. Numbers are written with the filters `number`, `percent`, `interval` and `count`.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -31,7 +31,7 @@ def render_page(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "interval": interval}
+    environment.filters |= {"number": number, "percent": percent, "interval": interval, "count": count}
     return environment.get_template(template).render(**values)
 
 
@@ -54,6 +54,18 @@ def percent(value: float | None) -> str:
 def interval(value: Interval | None, digits: int = 2) -> str:
     """Both ends in words (0.41 to 0.68), or a dash."""
     return UNDEFINED if value is None else f"{number(value.low, digits)} to {number(value.high, digits)}"
+
+
+def count(n: int, noun: str) -> str:
+    """How many of something: 1 case, 2 cases."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def size_range(low_mm3: float, high_mm3: float | None) -> str:
+    """A range of volumes in words, without the unit."""
+    if high_mm3 is None:
+        return f"from {low_mm3:.3g}"
+    return f"{low_mm3:.3g} to {high_mm3:.3g}" if low_mm3 else f"below {high_mm3:.3g}"
 
 
 def data_uri(figure: "Figure") -> str:

@@ -55,7 +55,7 @@ class Plane:
 
 def planes_of(geometry: Geometry) -> tuple[Plane, ...]:
     """The planes to look at, the main one first: all three where no axis is coarse or short, else one."""
-    known = is_placed(geometry)
+    known = geometry.is_placed
     axes, is_reversed = _towards_head_back_left(geometry) if known else ((0, 1, 2), (False,) * 3)
     planes = []
     for name, order, back, sides in _PLANES:
@@ -73,12 +73,6 @@ def planes_of(geometry: Geometry) -> tuple[Plane, ...]:
     if min(shape) < _FEWEST_SLICES:
         return tuple(plane for plane in planes if plane.axes[0] == int(np.argmin(shape)))
     return tuple(planes) if known else tuple(planes[:1])
-
-
-def is_placed(geometry: Geometry) -> bool:
-    """Whether the file says how the patient lay: a grid of defaults, as a picture has, says nothing."""
-    defaults = Geometry(geometry.shape_zyx, (1.0, 1.0, 1.0), geometry.origin_xyz_mm)
-    return not geometry.is_2d and bool(geometry.differences(defaults))
 
 
 def _towards_head_back_left(geometry: Geometry) -> tuple[tuple[int, ...], tuple[bool, ...]]:

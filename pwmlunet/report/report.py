@@ -1,6 +1,7 @@
 """One HTML file that a doctor can read: scores, charts, and pictures of each lesion, worst cases first."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -9,18 +10,24 @@ from pwmlunet.data.dataset import Labels, list_files
 from pwmlunet.data.image import FILE_ENDINGS
 from pwmlunet.data.parallel import default_workers, map_cases
 from pwmlunet.errors import PwmlError
-from pwmlunet.evaluation.evaluate import CaseScores, evaluate_folders
+from pwmlunet.evaluation.detection import CANDIDATE_THRESHOLD
+from pwmlunet.evaluation.evaluate import evaluate_folders
 from pwmlunet.evaluation.lesion_table import LesionRow, read_lesion_tables
 from pwmlunet.evaluation.masks import MaskPairs, pair_masks
+from pwmlunet.evaluation.scores import CaseScores
 from pwmlunet.evaluation.sizes import training_quartiles_mm3
 from pwmlunet.evaluation.summary import summarise
 from pwmlunet.report.case_pages import KINDS, Case, CasePage
 from pwmlunet.report.figures import Curve, draw_curves
 from pwmlunet.report.pages import data_uri, render_page, write_page
 from pwmlunet.report.sections import section_of
+from pwmlunet.report.views import in_turns
+
+_MOST_BYTES = 18_000_000
+"""What the strips may take of a page; with its tables and charts it shall stay under 20 MB."""
 
 _MOST_STRIPS = 400
-"""Places that a page shows: at most 45 kB each (measured on noise), it stays under 20 MB."""
+"""Places that are drawn for a page: more than anybody looks through."""
 
 
 def write_report(
@@ -31,6 +38,7 @@ def write_report(
     images: Path | None = None,
     labels: Labels | Path | None = None,
     only_common: bool = False,
+    size_edges_mm3: Sequence[float] | None = None,
     curves: Sequence[Curve] = (),
     title: str = "",
 ) -> int:
@@ -44,6 +52,7 @@ def write_report(
         images: Folder of images, of which the first channel is shown.
         labels: What the values mean, or the dataset.json that says so (see `pair_masks`).
         only_common: Whether masks without a counterpart are left out.
+        size_edges_mm3: Volumes that separate the bins of size; else the quartiles of the training lesions.
         curves: Training curves of the model's folds.
         title: The heading.
 
@@ -58,10 +67,10 @@ def write_report(
     pages, problems = map_cases(Case.page, cases, workers=default_workers(), title="draw")
     if problems:
         raise PwmlError.listing("the report cannot be drawn", problems)
-    pages.sort(key=lambda page: page.rank)
+    pages = _within(_MOST_BYTES, sorted(pages, key=lambda page: page.rank))
     summary = None
     if scores is not None:
-        summary = summarise(scores, size_edges_mm3=training_quartiles_mm3(prediction))
+        summary = summarise(scores, size_edges_mm3=size_edges_mm3 or training_quartiles_mm3(prediction))
     text = render_page(
         "report.html.j2",
         title=title or ("How good the prediction is" if scores else "Predicted lesions"),
@@ -72,12 +81,14 @@ def write_report(
         has_images=images is not None,
         summary=summary,
         targets=[section_of(name, summary) for name in summary.targets] if summary else [],
+        candidate_threshold=CANDIDATE_THRESHOLD,
         curves=data_uri(draw_curves(curves)) if curves else "",
         n_curves=len(curves),
         cases=pages,
         kinds=_count_kinds(pages, is_scored=scores is not None),
         review=_review(pages),
         has_probabilities=any(row.mean_probability is not None for page in pages for row in page.rows),
+        has_sides=any(row.side is not None for page in pages for row in page.rows),
     )  # fmt: skip
     write_page(path, text)
     return len(pages)
@@ -116,6 +127,17 @@ def _n_lesions(case: CaseScores) -> int:
 def _fair_share(counts: Sequence[int], total: int) -> int:
     """The most that each may have so that together they have no more than the total; at least 1."""
     return max((n for n in range(1, total + 1) if sum(min(n, c) for c in counts) <= total), default=1)
+
+
+def _within(most_bytes: int, pages: Sequence[CasePage]) -> list[CasePage]:
+    """The pages with the strips that fit: the first of each page, then the second of each, and so on."""
+    kept = dict.fromkeys((page.name for page in pages), 0)
+    for name, n_bytes in in_turns([(page.name, shown.n_bytes) for shown in page.strips] for page in pages):
+        most_bytes -= n_bytes
+        if most_bytes < 0:
+            break
+        kept[name] += 1
+    return [replace(page, strips=page.strips[: kept[page.name]]) for page in pages]
 
 
 def _count_kinds(pages: Sequence[CasePage], *, is_scored: bool) -> dict[str, int]:

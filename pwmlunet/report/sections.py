@@ -9,8 +9,8 @@ from pwmlunet.evaluation.lesions import MAIN_RULE
 from pwmlunet.evaluation.reliability import Reliability
 from pwmlunet.evaluation.sizes import SizeBin
 from pwmlunet.evaluation.summary import Mean, Summary, TargetSummary
-from pwmlunet.report.figures import draw_froc, draw_recall_by_size, draw_reliability, size_range
-from pwmlunet.report.pages import UNDEFINED, data_uri, interval, number, percent
+from pwmlunet.report.figures import draw_froc, draw_recall_by_size, draw_reliability
+from pwmlunet.report.pages import UNDEFINED, count, data_uri, interval, number, percent, size_range
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _of_false(target: TargetSummary, summary: Summary) -> Iterator[Measure]:
         "False lesions per subject",
         number(target.false_positives_per_subject),
         interval(target.false_positives_per_subject_interval),
-        _count(summary.n_subjects, "subject"),
+        count(summary.n_subjects, "subject"),
         "predicted lesions that are not there",
     )
     mean = target.means["false_positives"]
@@ -124,7 +124,7 @@ def _of_false(target: TargetSummary, summary: Summary) -> Iterator[Measure]:
             "False lesions per subject without lesions",
             number(target.false_positives_per_clean_subject),
             UNDEFINED,
-            f"{_count(target.n_clean_subjects, 'subject')}, {target.n_clean_subjects_with_false_positives} of them with false lesions",
+            f"{count(target.n_clean_subjects, 'subject')}, {target.n_clean_subjects_with_false_positives} of them with false lesions",
             "the same for those in whom there is nothing to find",
         )
 
@@ -138,8 +138,4 @@ def _with_unit(value: float | None, digits: int, unit: str) -> str:
 
 
 def _cases(mean: Mean) -> str:
-    return _count(mean.n, "case")
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    return count(mean.n, "case")

@@ -19,6 +19,11 @@ from pwmlunet.report.views import Box, Fates, LesionKey, Place, content_box, gre
 
 _OVERVIEW_PIXELS = 256  # a whole slice shows where, the enlarged parts show what
 _JPEG_QUALITY = 80
+_PANEL_BYTES, _MARK_BYTES = (
+    900,
+    100,
+)  # what a panel and a number in it take of a page, beside pixels and outlines
+_ZOOM_MOST_PIXELS = 160  # of an enlarged part; a side of it is about as long on the screen
 _MARK_PIXELS = 5  # what a number needs to the left or right of a lesion
 
 Where = tuple[int, slice, slice]
@@ -47,6 +52,12 @@ class Panel:
     """The enlarged part of a whole slice, in pixels."""
     marks: tuple[tuple[float, float, str], ...] = ()
     """Numbers and where they stand (x, y), in pixels."""
+
+    @property
+    def n_bytes(self) -> int:
+        """What it takes of the page, at most; the line under an outline is drawn with the same path."""
+        drawn = len(self.picture) + 2 * sum(map(len, self.outlines.values()))
+        return _PANEL_BYTES + _MARK_BYTES * len(self.marks) + drawn
 
 
 @dataclass(frozen=True)
@@ -85,10 +96,8 @@ class Scene:
     """Where nobody knows: labelled "ignore"."""
 
 
-def draw_strips(
-    scene: Scene, fates: Fates, order: Sequence[LesionKey], *, most: int
-) -> tuple[list[Strip], int]:
-    """Strips until each lesion was seen, in the order given, but at most so many; and how many are left out.
+def draw_strips(scene: Scene, fates: Fates, order: Sequence[LesionKey]) -> tuple[int, Iterator[Strip]]:
+    """How many strips show each lesion once, in the order given; and the strips, drawn as they are asked for.
 
     A lesion is a finding of the first strip that shows it. A case without lesions gives one whole slice.
     """
@@ -96,13 +105,16 @@ def draw_strips(
     reference, prediction = (replace(s, components=planes[0].view(s.components)) for s in fates.sides)
     turned = replace(fates, sides=(reference, prediction))
     places = list(turned.places(order))
-    strips: list[Strip] = []
-    for place in places[:most]:
-        told = {finding for strip in strips for finding in strip.findings}
-        findings = tuple(f for f in turned.findings(place.lesions) if f not in told)
+    return len(places), _draw(scene, turned, planes, places)
+
+
+def _draw(scene: Scene, fates: Fates, planes: tuple[Plane, ...], places: Sequence[Place]) -> Iterator[Strip]:
+    told: set[tuple[LesionKey, ...]] = set()
+    for place in places:
+        findings = tuple(f for f in fates.findings(place.lesions) if f not in told)
+        told.update(findings)
         drawing = _Drawing(scene, planes, place)
-        strips.append(Strip(findings, tuple(drawing.panels(_marks(turned, findings, place)))))
-    return strips, len(places) - len(strips)
+        yield Strip(findings, tuple(drawing.panels(_marks(fates, findings, place))))
 
 
 def _marks(
@@ -217,8 +229,10 @@ def _grey(pixels: NDArray[Any], shades: tuple[float, float]) -> NDArray[np.uint8
 def _png(pixels: NDArray[Any], shades: tuple[float, float]) -> str:
     from PIL import Image
 
+    picture = Image.fromarray(_grey(pixels, shades))
+    picture.thumbnail((_ZOOM_MOST_PIXELS, _ZOOM_MOST_PIXELS))
     buffer = io.BytesIO()
-    Image.fromarray(_grey(pixels, shades)).save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG", optimize=True)
     return as_data_uri(buffer.getvalue(), "png")
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from pwmlunet.config import join
 from pwmlunet.data.image import FILE_ENDINGS, Geometry, read_image
 from pwmlunet.errors import PwmlError
-from pwmlunet.evaluation.lesions import Lesions, Match, find_touching, match_by_iou, measure_lesions
+from pwmlunet.evaluation.lesions import LEAST_IOU, Lesions, find_touching, match_by_iou, measure_lesions
+from pwmlunet.evaluation.scores import CaseScores
 
 ZOOM_PIXELS = 48
 """Side of the zoom in the image's own pixels; a larger lesion gets a larger one."""
@@ -25,6 +27,8 @@ LesionKey = tuple[bool, int]
 
 Fate = Literal["found", "missed", "false"]
 """What became of a lesion; a predicted lesion that found one is "found" too."""
+
+Item = TypeVar("Item")
 
 _MARGIN_PIXELS = 8  # of a zoom around a large lesion, both sides together
 
@@ -49,8 +53,8 @@ class Fates:
 
     sides: tuple[Lesions, Lesions]
     """Reference and prediction."""
-    matches: tuple[Match, ...]
-    """Which reference lesion was found by which predicted one."""
+    pairs: tuple[tuple[int, int], ...]
+    """Numbers of each reference lesion that was found and of the predicted one that found it."""
 
     @classmethod
     def of(
@@ -62,15 +66,13 @@ class Fates:
         """The lesions of two masks (Z, Y, X)."""
         sides = measure_lesions(reference, spacing_zyx_mm), measure_lesions(prediction, spacing_zyx_mm)
         touching = find_touching(*sides)
-        kept = match_by_iou(touching, 0.1)
-        columns = touching.reference[kept], touching.predicted[kept], touching.iou[kept]
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return cls(sides, tuple(Match(*row) for row in rows))
+        kept = match_by_iou(touching, LEAST_IOU)
+        pairs = zip(touching.reference[kept].tolist(), touching.predicted[kept].tolist(), strict=True)
+        return cls(sides, tuple(pairs))
 
     @cached_property
     def _matched(self) -> frozenset[LesionKey]:
-        pairs = (((False, m.reference), (True, m.predicted)) for m in self.matches)
-        return frozenset(lesion for pair in pairs for lesion in pair)
+        return frozenset(lesion for pair in self.pairs for lesion in zip((False, True), pair, strict=True))
 
     @cached_property
     def _voxels(self) -> tuple[Sequence[NDArray[np.int64]], Sequence[NDArray[np.int64]]]:
@@ -143,8 +145,8 @@ class Fates:
     def findings(self, lesions: Sequence[LesionKey]) -> list[tuple[LesionKey, ...]]:
         """Some lesions, a found one and the one that found it together, in the order of the first of them."""
         pair_of: dict[LesionKey, tuple[LesionKey, ...]] = {}
-        for match in self.matches:
-            pair = (False, match.reference), (True, match.predicted)
+        for reference, predicted in self.pairs:
+            pair = (False, reference), (True, predicted)
             pair_of |= dict.fromkeys(pair, pair)
         return list(dict.fromkeys(pair_of.get(lesion, (lesion,)) for lesion in lesions))
 
@@ -153,6 +155,18 @@ class Fates:
         fates = [(side, self.fate((side, number))) for side, number in lesions]
         counts = {"found": (False, "found"), "missed": (False, "missed"), "false": (True, "false")}
         return join(f"{fates.count(fate)} {word}" for word, fate in counts.items() if fate in fates)
+
+
+def lesion_f1(case: CaseScores) -> float | None:
+    """The lesion F1 of a case over its targets together; None where there is nothing in either mask."""
+    parts = [target.lesions.main for target in case.targets.values()]
+    total = sum(part.n_reference + part.n_predicted for part in parts)
+    return sum(part.n_found + part.n_true for part in parts) / total if total else None
+
+
+def in_turns(parts: Iterable[Iterable[Item]]) -> Iterator[Item]:
+    """The first of each, then the second of each, and so on."""
+    return (item for turn in zip_longest(*parts) for item in turn if item is not None)
 
 
 def _places_by_lesion(components: NDArray[Any]) -> list[NDArray[np.int64]]:

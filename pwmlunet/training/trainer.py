@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pwmlunet.errors import PwmlError
-from pwmlunet.evaluation.evaluate import CaseScores
+from pwmlunet.evaluation.scores import CaseScores
 from pwmlunet.files import make_folder
 from pwmlunet.inference.device import autocast, choose_device, keep_freed_memory, training_format
 from pwmlunet.inference.model import ALL, load_tensors, save_tensors

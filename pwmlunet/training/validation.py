@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from pwmlunet.data.image import write_image
 from pwmlunet.data.store import CaseFacts
-from pwmlunet.evaluation.evaluate import CaseScores, score_case, summarise, write_summary
+from pwmlunet.evaluation.evaluate import write_summary
 from pwmlunet.evaluation.probabilities import write_probability
+from pwmlunet.evaluation.scores import CaseScores, score_case
+from pwmlunet.evaluation.summary import summarise
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.predictor import Predictor
 from pwmlunet.networks.base import SegmentationNetwork
@@ -31,7 +33,9 @@ def look(
 
     F1 is the mean over three thresholds: with few lesions, one threshold says more about chance.
     """
-    predictor = Predictor(run.model, networks=[network], device=str(device), flips=False)
+    predictor = Predictor(
+        run.model, networks=[network], device=str(device), flips=False, postprocessing=Postprocessing()
+    )
     scores: dict[float, list[CaseScores]] = {t: [] for t in _SELECTION_THRESHOLDS}
     for name in cases:
         case = run.store.read(name)

@@ -169,13 +169,14 @@ def labels(values: dict[str, Any], order: list[int] | None = None) -> Labels:
 def test_plain_labels_encode_decode_and_validity() -> None:
     two = labels({"background": 0, "lesion": 2, "bleed": 1, "ignore": 3})
     mask = np.array([[[0, 1, 2, 3]]])
-    np.testing.assert_array_equal(two.encode(mask)[:, 0, 0], [[0, 0, 1, 0], [0, 1, 0, 0]])
+    assert [target.name for target in two.targets] == ["bleed", "lesion"]  # by value, as nnU-Net has them
+    np.testing.assert_array_equal(two.encode(mask)[:, 0, 0], [[0, 1, 0, 0], [0, 0, 1, 0]])
     np.testing.assert_array_equal(two.valid(mask)[0, 0], [1, 1, 1, 0])
     assert two.known_values == {0, 1, 2, 3}
     assert not two.are_regions
     probability = np.array([0.9, 0.6, 0.1, 0.5, 0.2, 0.8, 0.9, 0.4]).reshape(2, 1, 1, 4)
-    np.testing.assert_array_equal(two.decode(probability, 0.5)[0, 0], [2, 1, 1, 0])
-    np.testing.assert_array_equal(two.decode(probability, 0.15)[0, 0], [2, 1, 1, 2])
+    np.testing.assert_array_equal(two.decode(probability, 0.5)[0, 0], [1, 2, 2, 0])
+    np.testing.assert_array_equal(two.decode(probability, 0.15)[0, 0], [1, 2, 2, 1])
 
 
 def test_a_single_label_is_decoded_by_the_threshold_alone() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pwmlunet.errors import PwmlError
-from pwmlunet.files import make_folder, read_json, replacing, write_json
+from pwmlunet.files import make_folder, read_json, replacing, write_csv, write_json
 
 needs_device_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 
@@ -129,3 +129,9 @@ def test_unreadable_json_is_told(tmp_path: Path, content: bytes | None, words: s
 def test_several_problems_are_one_error_and_one_is_its_own_sentence() -> None:
     assert str(PwmlError.listing("two things", ["a", "b"])) == "two things (2):\n  - a\n  - b"
     assert str(PwmlError.listing("one thing", ["a"])) == "a"
+
+
+def test_a_table_has_a_header_and_empty_cells(tmp_path):
+    write_csv(tmp_path / "a.csv", ["case", "mm"], [{"case": "a, b", "mm": None}, {"case": "ü"}])
+    text = (tmp_path / "a.csv").read_text(encoding="utf-8")
+    assert text.splitlines() == ["case,mm", '"a, b",', "ü,"]

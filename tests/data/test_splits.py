@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pwmlunet.data.splits import N_FOLDS, Split, make_splits, read_splits, write_splits
+from pwmlunet.data.splits import N_FOLDS, Split, make_splits, read_held_out, read_splits, write_splits
 from pwmlunet.errors import PwmlError
 
 
@@ -76,3 +76,12 @@ def test_broken_splits_are_told(tmp_path, content, expected):
     with pytest.raises(PwmlError, match=expected) as caught:
         read_splits(path, {"a": "1", "b": "1", "c": "2"})
     assert str(path) in str(caught.value)
+
+
+def test_each_case_has_the_fold_that_holds_it_out(tmp_path):
+    splits = [Split(("a",), ("b", "c")), Split(("b", "c"), ("a",)), Split(("c",), ("a", "b"))]
+    write_splits(tmp_path / "splits.json", splits)
+    assert read_held_out(tmp_path / "splits.json") == {"a": "1", "b": "0", "c": "0"}
+    (tmp_path / "splits.json").write_text("{}")
+    with pytest.raises(PwmlError, match="must be a list of folds"):
+        read_held_out(tmp_path / "splits.json")

@@ -11,8 +11,9 @@ from pwmlunet.data.dataset import Labels, Target
 from pwmlunet.data.image import Geometry, write_image
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.bootstrap import Interval
-from pwmlunet.evaluation.evaluate import evaluate_folders, read_summary, summarise, write_summary
+from pwmlunet.evaluation.evaluate import evaluate_folders, read_summary, write_summary
 from pwmlunet.evaluation.probabilities import write_probability
+from pwmlunet.evaluation.summary import summarise
 
 DATASET_JSON = {"channel_names": {"0": "T1"}, "numTraining": 1, "file_ending": ".nii.gz"}
 

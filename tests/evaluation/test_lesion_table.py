@@ -5,6 +5,7 @@ import pytest
 
 from pwmlunet.data.dataset import Labels, Target
 from pwmlunet.data.image import Geometry
+from pwmlunet.evaluation import lesion_table
 from pwmlunet.evaluation.lesion_table import (
     LesionTable,
     read_lesion_tables,
@@ -49,7 +50,7 @@ def test_a_lesion_of_one_voxel_is_one_voxel_wide():
     assert row_of(one_lesion((0, 0, 0))).largest_diameter_mm == 0.25
 
 
-def test_the_diameter_of_a_large_lesion_is_that_of_all_its_voxels():
+def test_the_diameter_of_a_large_lesion_is_that_of_all_its_voxels(monkeypatch):
     shape = (5, 30, 40)  # more rows than are compared at a time
     z, y, x = np.indices(shape)
     mask = (((z - 2) / 2.5) ** 2 + ((y - 15) / 14) ** 2 + ((x - 20 - (y - 15)) / 9) ** 2 <= 1).astype(
@@ -58,8 +59,51 @@ def test_the_diameter_of_a_large_lesion_is_that_of_all_its_voxels():
     places = np.argwhere(mask) * SPACING
     farthest = max(np.linalg.norm(places - place, axis=1).max() for place in places)
     row = row_of(mask, Geometry(shape, SPACING))
+    monkeypatch.setattr(lesion_table, "_MANY_POINTS", 50)  # as for a lesion of many more voxels
+    assert row_of(mask, Geometry(shape, SPACING)) == row
     assert row.n_voxels == len(places) > 800
     assert row.largest_diameter_mm == pytest.approx(farthest + 0.25)
+
+
+def test_the_diameter_is_found_between_the_ends_of_rows():
+    assert (
+        row_of(one_lesion((1, 2, 3), (1, 2, 4), (1, 2, 7), (1, 2, 5), (1, 2, 6))).largest_diameter_mm == 1.25
+    )
+    wide = [(1, 2, x) for x in range(9)]  # the widest row lies in the middle of its slice
+    row = row_of(one_lesion((1, 1, 4), *wide, (1, 3, 4)))
+    assert row.largest_diameter_mm == pytest.approx(8 * 0.25 + 0.25)
+
+
+@pytest.mark.parametrize("flat", ["z", "y", "x", "oblique", "line"])
+def test_a_large_flat_lesion_has_a_diameter(flat, monkeypatch):
+    z, y, x = np.indices((9, 9, 9))
+    inside = {"z": z == 4, "y": y == 4, "x": x == 4, "oblique": y == x, "line": (y == 4) & (x == 4)}[flat]
+    geometry = Geometry(inside.shape, SPACING)
+    expected = row_of(inside.astype(np.uint8), geometry)
+    monkeypatch.setattr(lesion_table, "_MANY_POINTS", 4)
+    found = row_of(inside.astype(np.uint8), geometry)
+    assert found.largest_diameter_mm == pytest.approx(expected.largest_diameter_mm)
+
+
+def test_a_picture_does_not_say_where_the_patient_was():
+    row = row_of(one_lesion((0, 0, 8)), Geometry(SHAPE, (1.0, 1.0, 1.0)), midline_x_mm=2.0)
+    assert row.side is row.centroid_x_mm is row.centroid_y_mm is row.centroid_z_mm is None
+    assert row.centroid_x_voxel == 8
+
+
+def test_the_midline_is_a_voxel_wide_across_thick_sagittal_slices_too():
+    sagittal = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # slices follow each other from right to left
+    mask = one_lesion((2, 3, 4))  # slice 2, 6 mm to the left of the first
+    geometry = Geometry(SHAPE, SPACING, direction_xyz=sagittal)
+    assert row_of(mask, geometry, midline_x_mm=3.5).side == "midline"
+    assert row_of(mask, geometry, midline_x_mm=2.5).side == "left"
+
+
+def test_lesions_side_by_side_are_not_mixed():
+    left, right = [(1, y, 1) for y in range(4)], [(1, y, 6) for y in range(1, 6)]
+    table = tabulate("a", one_lesion(*left, *right), GRID, LESION)
+    found = {(row.n_voxels, row.centroid_y_voxel, row.centroid_x_voxel) for row in table.lesions}
+    assert found == {(4, 1.5, 1), (5, 3, 6)}
 
 
 @pytest.mark.parametrize(("direction", "side"), [(1.0, "left"), (-1.0, "right")])
@@ -68,20 +112,20 @@ def test_the_side_follows_the_affine(direction, side):
     geometry = Geometry(SHAPE, SPACING, (0.0, 0.0, 0.0), turned)
     mask = one_lesion((0, 0, 8))
     assert row_of(mask, geometry).side == side
-    assert row_of(mask, geometry, midline_x_mm=direction * (8 * 0.25 + 0.4)).side == "midline"
-    assert row_of(mask, geometry, midline_x_mm=direction * (8 * 0.25 + 0.6)).side != side
+    assert row_of(mask, geometry, midline_x_mm=direction * (8 * 0.25 + 0.2)).side == "midline"
+    assert row_of(mask, geometry, midline_x_mm=direction * (8 * 0.25 + 0.3)).side != side
 
 
-def test_the_least_sure_lesion_comes_first_and_more_spread_before_less():
+def test_the_least_sure_lesion_comes_first_and_each_has_its_own_spread():
     mask = one_lesion((0, 0, 0), (1, 3, 4), (3, 5, 8))
     probability = np.zeros((1, *SHAPE), np.float32)
     spread = np.zeros_like(probability)
-    for voxel, p, s in (((0, 0, 0), 0.9, 0.1), ((1, 3, 4), 0.6, 0.1), ((3, 5, 8), 0.6, 0.3)):
+    for voxel, p, s in (((0, 0, 0), 0.9, 0.1), ((1, 3, 4), 0.7, 0.2), ((3, 5, 8), 0.6, 0.3)):
         probability[(0, *voxel)], spread[(0, *voxel)] = p, s
     table = tabulate("a", mask, GRID, LESION, probability=probability, spread=spread)
     assert [row.first_slice for row in table.lesions] == [3, 1, 0]
     assert [row.number for row in table.lesions] == [1, 2, 3]
-    assert [row.spread_over_folds for row in table.lesions] == pytest.approx([0.3, 0.1, 0.1])
+    assert [row.spread_over_folds for row in table.lesions] == pytest.approx([0.3, 0.2, 0.1])
 
 
 def test_probabilities_are_of_the_lesions_own_voxels_and_target():

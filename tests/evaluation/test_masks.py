@@ -62,7 +62,7 @@ def test_a_prediction_may_not_say_ignore(tmp_path: Path) -> None:
 def test_folders_that_are_no_predictions_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_image(tmp_path / "reference" / "a.nii.gz", drawn("1.. ..1"), GRID)
-    with pytest.raises(PwmlError, match=r"empty have no .* file name in common"):
+    with pytest.raises(PwmlError, match=r"empty holds no masks"):
         pair_masks(tmp_path / "reference", tmp_path / "empty")
     with pytest.raises(PwmlError, match="nowhere"):
         pair_masks(tmp_path / "reference", tmp_path / "nowhere")

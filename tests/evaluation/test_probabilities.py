@@ -42,6 +42,13 @@ def test_written_and_read_they_keep_their_value_and_their_order_near_one(tmp_pat
     assert found.dtype == np.float32
 
 
+def test_what_is_above_a_half_stays_above_it(tmp_path: Path) -> None:
+    near = np.array([0.5 - 1e-6, 0.5 + 1e-6, 0.5, 0.498], np.float32).reshape(1, 1, 1, 4)
+    write_probability(tmp_path / "a.npz", near)
+    read = read_probability(tmp_path / "a.npz", (1, 1, 4), 1)
+    assert (read[0, 0, 0] > 0.5).tolist() == [False, True, False, False]
+
+
 def test_written_again_they_stay_the_same(tmp_path: Path) -> None:
     write_probability(tmp_path / "a.npz", random())
     first = read_probability(tmp_path / "a.npz", SHAPE, 1)

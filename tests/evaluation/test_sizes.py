@@ -29,11 +29,22 @@ def test_recall_dice_and_bias_by_size() -> None:
     assert [(b.n_predicted, b.n_false) for b in (small, middle, large)] == [(2, 1), (1, 0), (1, 0)]
 
 
-def test_intervals_are_over_the_subjects_that_have_such_lesions() -> None:
-    small, middle, large = by_size(two_cases(), "lesion", (4, 10))
-    assert small.recall_interval == ratio_interval([0, 1], [1, 1])
-    assert middle.recall_interval == ratio_interval([1, 0], [1, 1])
+def test_intervals_are_over_all_subjects() -> None:
+    clean = scored(drawn("..............."), drawn("..............."), "c")
+    small, middle, large = by_size([*two_cases(), clean], "lesion", (4, 10))
+    assert small.recall_interval == ratio_interval([0, 1, 0], [1, 1, 0])
+    assert middle.recall_interval == ratio_interval([1, 0, 0], [1, 1, 0])
     assert large.recall_interval is None
+
+
+def test_subjects_without_such_lesions_widen_an_interval() -> None:
+    def case(name: str, reference: str, found: bool) -> CaseScores:
+        return scored(drawn(reference), drawn(reference if found else "....."), name)
+
+    cases = [case(f"s{i}", "1....", i % 2 == 0) for i in range(4)]
+    others = [case(f"o{i}", "111..", True) for i in range(20)]
+    small = by_size([*cases, *others], "lesion", (4,))[0]
+    assert small.recall_interval == ratio_interval([1, 0, 1, 0, *[0] * 20], [1, 1, 1, 1, *[0] * 20])
 
 
 def test_an_empty_bin_has_nothing_to_say() -> None:

@@ -2,14 +2,18 @@ import numpy as np
 import pytest
 
 from pwmlunet.errors import PwmlError
-from pwmlunet.inference.calibration import calibrate, calibrate_point, text
-from pwmlunet.inference.candidates import count, make_grid
+from pwmlunet.inference.calibration import calibrate, text
 from pwmlunet.inference.choosing import Wish, pooled_f1
+from pwmlunet.inference.counting import count, make_grid
 from pwmlunet.inference.postprocessing import Postprocessing
 
 
 def logit(probability):
     return float(np.log(probability / (1 - probability)))
+
+
+def settings(tables, wish=None):
+    return calibrate(tables, wish).postprocessing
 
 
 def clear(make, n=12, fold=lambda i: str(i % 3)):
@@ -29,7 +33,7 @@ def noise(make, n=12, seed=0):
 
 def test_a_clear_case_is_chosen_and_said(synthetic):
     tables = synthetic.tables(clear(synthetic.out_of_fold))
-    found = calibrate_point(tables)
+    found = settings(tables)
     chosen = found.chosen
     assert (chosen.n_subjects, chosen.n_cases, chosen.n_lesions, chosen.n_folds) == (12, 24, 48, 3)
     assert chosen.criterion == "lesion F1" and chosen.n_subjects_with_lesions == 12
@@ -55,7 +59,7 @@ def test_a_clear_case_is_chosen_and_said(synthetic):
 def test_the_chosen_settings_find_what_the_figures_say(synthetic):
     """Calibrated probabilities under the calibrated threshold: all lesions, nothing else."""
     cases = clear(synthetic.out_of_fold)
-    found = calibrate_point(synthetic.tables(cases))
+    found = settings(synthetic.tables(cases))
     assert found.temperature != 1 and found.threshold != 0.8
     for case in cases:
         mask = found.apply(found.calibrate(case.probability), synthetic.labels, synthetic.spacing)
@@ -63,7 +67,7 @@ def test_the_chosen_settings_find_what_the_figures_say(synthetic):
 
 
 def test_it_is_kept_in_a_file(synthetic, tmp_path):
-    found = calibrate_point(synthetic.tables(clear(synthetic.out_of_fold)))
+    found = settings(synthetic.tables(clear(synthetic.out_of_fold)))
     found.write(tmp_path / "postprocessing.json")
     assert Postprocessing.read(tmp_path / "postprocessing.json") == found
 
@@ -74,28 +78,52 @@ def test_nested_figures_are_not_flattered_by_noise(synthetic):
     for seed in range(6):
         tables = synthetic.tables(noise(synthetic.out_of_fold, seed=seed))
         grid = make_grid(tables)
-        chosen = calibrate_point(tables).chosen
+        chosen = settings(tables).chosen
         gains.append(chosen.f1_differences["fixed 0.5"].value)
         flattered.append(pooled_f1(count(tables, grid)).max() - chosen.figures["nested"].f1.value)
     assert np.mean(gains) < 0.02 < np.mean(flattered)
 
 
 def test_each_subject_is_at_the_point_of_the_others(synthetic):
-    """Ten lesions in three subjects: without one of them there are too few, and the default is theirs."""
+    """One subject has all the false positives, at .57: the others would not cut them off, and are cut with them."""
     make = synthetic.out_of_fold
-    cases = [make(f"s{i}", (logit(0.85),) * n, (logit(0.75),) * n) for i, n in enumerate((4, 3, 3))]
+    cases = [make(f"s{i}", (3.0, 0.2)) for i in range(9)]
+    odd = make("a odd", (3.0, 3.0), (0.3,) * 30)
+    found = calibrate(synthetic.tables([odd, *cases]), Wish(at_most_false_positives=1))
+    assert found.postprocessing.at_temperature(1).threshold != 0.5
+    assert found.nested.subjects[0] == "a odd"
+    assert found.nested.n_predicted.tolist() == [[32, *[1] * 9]]
+
+
+@pytest.mark.parametrize(
+    ("n_lesions", "enough"),
+    [
+        ((10, 10, 10), False),  # without one of them two would choose for it
+        ((4, 4, 4, 4), True),
+        ((3, 3, 3, 3), False),
+        ((3, 2, 2, 2, 2, 2), True),  # ten besides the three
+        ((4, 2, 2, 2, 2), False),
+        ((4, 4, 2), False),
+    ],
+)
+def test_nobody_chooses_where_the_others_cannot(synthetic, n_lesions, enough):
+    """Everybody says .8; nested figures are of choices, or of the default that is given too."""
+    make = synthetic.out_of_fold
+    cases = [make(f"s{i}", (logit(0.85),) * n, (logit(0.75),) * n) for i, n in enumerate(n_lesions)]
     found = calibrate(synthetic.tables(cases))
-    assert found.postprocessing.chosen.reasons[0].startswith("threshold 0.8 (F1 1.00) is better")
-    assert found.nested.n_predicted.tolist() == [[8, 6, 6]] and found.nested.n_found.tolist() == [[4, 3, 3]]
-    assert found.postprocessing.chosen.f1_differences["fixed 0.5"].value == 0
+    assert found.nested.n_found.tolist() == [list(n_lesions)]
+    assert found.nested.n_predicted.sum() == sum(n_lesions) * (1 if enough else 2)
+    assert (found.postprocessing.threshold != 0.5) == enough
+    words = f"{sum(n_lesions)} lesions in {len(n_lesions)} subjects are too few to choose from (it takes 10 in 3 besides any one subject): the default stays"
+    assert (words in text(found.postprocessing)) == (not enough)
 
 
 def test_one_fold_and_one_subject_are_said(synthetic):
     make = synthetic.out_of_fold
-    one_fold = calibrate_point(synthetic.tables(clear(make, fold=lambda i: "2"))).chosen
+    one_fold = settings(synthetic.tables(clear(make, fold=lambda i: "2"))).chosen
     assert any(reason.startswith("all cases are of fold 2") for reason in one_fold.reasons)
     cases = [make(f"c{i}", (2.0,) * 8, (2.0,), subject="only", fold=str(i)) for i in range(2)]
-    found = calibrate_point(synthetic.tables(cases))
+    found = settings(synthetic.tables(cases))
     assert found.threshold == 0.5 and found.chosen.best_threshold is None
     assert found.chosen.figures["nested"].f1.interval is None
     assert "too few to choose from" in text(found) and "there are no intervals" in text(found)
@@ -104,20 +132,20 @@ def test_one_fold_and_one_subject_are_said(synthetic):
 
 def test_clean_cases_have_no_f1_but_false_positives(synthetic):
     make = synthetic.out_of_fold
-    found = calibrate_point(synthetic.tables([make("a"), make("b", (), (2.0,))]))
+    found = settings(synthetic.tables([make("a"), make("b", (), (2.0,))]))
     assert found.chosen.figures["nested"].recall.value is None
     assert found.chosen.figures["nested"].false_positives_per_case.value == 0.5
-    assert calibrate_point(synthetic.tables([make("a")])).chosen.figures["nested"].f1.value is None
+    assert settings(synthetic.tables([make("a")])).chosen.figures["nested"].f1.value is None
 
 
 def test_wishes(synthetic):
     tables = synthetic.tables(clear(synthetic.out_of_fold))
-    found = calibrate_point(tables, Wish(at_most_false_positives=0.5))
+    found = settings(tables, Wish(at_most_false_positives=0.5))
     assert found.chosen.criterion == "at most 0.5 false positives a case"
     assert found.chosen.figures["nested"].false_positives_per_case.value == 0
     assert found.chosen.best_threshold is None and "threshold 0.8 has the highest recall" in text(found)
     with pytest.raises(PwmlError, match=r"the best that can is a recall of 0.979"):
-        calibrate_point(tables, Wish(at_least_recall=0.99))
+        settings(tables, Wish(at_least_recall=0.99))
 
 
 def test_a_wish_that_others_do_not_keep_is_told(synthetic):
@@ -125,9 +153,9 @@ def test_a_wish_that_others_do_not_keep_is_told(synthetic):
     make = synthetic.out_of_fold
     cases = [make(f"s{i}", (3.0, 0.2)) for i in range(9)]
     cases.append(make("odd", (3.0, 3.0), (0.3,) * 30))
-    found = calibrate_point(synthetic.tables(cases), Wish(at_most_false_positives=1))
+    found = settings(synthetic.tables(cases), Wish(at_most_false_positives=1))
     assert "do not rely on it" in text(found)
-    calm = calibrate_point(synthetic.tables(cases[:-1]), Wish(at_most_false_positives=1))
+    calm = settings(synthetic.tables(cases[:-1]), Wish(at_most_false_positives=1))
     assert "do not rely on it" not in text(calm)
 
 

@@ -6,16 +6,8 @@ from scipy import ndimage
 
 from pwmlunet.data.dataset import Labels, Target
 from pwmlunet.evaluation.lesions import score_lesions
-from pwmlunet.inference.candidates import (
-    LEAST_PEAKS,
-    LOGITS,
-    THRESHOLDS,
-    OutOfFold,
-    count,
-    leave_out,
-    make_grid,
-    tabulate_case,
-)
+from pwmlunet.inference.candidates import LOGITS, THRESHOLDS, OutOfFold, tabulate_case
+from pwmlunet.inference.counting import LEAST_PEAKS, count, leave_out, make_grid
 from pwmlunet.inference.postprocessing import Postprocessing
 
 SPACING = (3.0, 0.7, 0.5)
@@ -33,8 +25,10 @@ def noisy(labels, seed, name="case", subject="s"):
     common = ndimage.gaussian_filter(rng.normal(size=(n, *shape)), (0, 0.4, 1.2, 1.2))
     own = ndimage.gaussian_filter(rng.normal(size=(n, *shape)), (0, 0.4, 1.0, 1.0))
     if labels.are_regions:
-        common[1] = common[0] - 0.1  # the core lies within
-        own[1] = own[0] - 0.3
+        common[1] = (
+            common[0] - 0.1
+        )  # the core lies within, and is here and there more probable than the whole
+        own[1] -= 0.3
     reference = labels.decode(common / common.std(), 1.8)
     if labels.ignore is not None:
         reference[rng.random(shape) < 0.05] = labels.ignore
@@ -100,6 +94,19 @@ def test_an_empty_case_has_nothing(synthetic):
     assert not counts.n_found.any() and not counts.n_predicted.any() and not counts.n_reference.any()
     assert {p.smallest_lesion_mm3 for p in grid.points} == {0}
     assert not table.logits.sum(1)[1]
+
+
+def test_a_core_that_is_surer_than_its_whole_is_written_as_both():
+    """Four voxels: the mask has the core, whose value is one of the whole's."""
+    reference = np.zeros((1, 6, 6), np.uint8)
+    reference[0, 2:4, 2:4] = 2
+    probability = np.where(reference > 0, np.reshape([0.4, 0.8], (2, 1, 1, 1)), 0).astype(np.float32)
+    case = OutOfFold("a", "a", "0", SPACING, reference, probability)
+    table = tabulate_case(case, REGIONS)
+    at = table.candidates[THRESHOLDS.index(0.5)]
+    assert at.n_voxels.tolist() == [4, 4] and at.iou.tolist() == [1, 1]
+    assert at.peaks.tolist() == pytest.approx([0.8, 0.8])
+    assert REGIONS.encode(Postprocessing().apply(probability, REGIONS, SPACING)).sum() == 8
 
 
 def test_the_grid_holds_the_default_and_only_points_that_differ(synthetic):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from pwmlunet.errors import PwmlError
-from pwmlunet.inference.candidates import count, make_grid
 from pwmlunet.inference.choosing import Wish, best_threshold, check, choose, is_kept, pooled_f1, reasons
+from pwmlunet.inference.counting import count, make_grid
 from pwmlunet.inference.postprocessing import Postprocessing
 
 
@@ -14,7 +14,7 @@ def choice(synthetic):
         tables = synthetic.tables(cases)
         grid = make_grid(tables)
         counts = count(tables, grid)
-        return counts, grid, choose(counts, grid, wish)
+        return counts, grid, choose(counts, grid, wish)[0]
 
     return choice
 
@@ -85,7 +85,7 @@ def test_the_default_stays_where_nothing_is_better(synthetic, choice):
     ]
 
 
-@pytest.mark.parametrize(("n_subjects", "n_each"), [(2, 8), (4, 2), (1, 20), (0, 0)])
+@pytest.mark.parametrize(("n_subjects", "n_each"), [(3, 10), (2, 8), (4, 3), (1, 20), (0, 0)])
 def test_too_little_is_refused(synthetic, choice, n_subjects, n_each):
     make = synthetic.out_of_fold
     cases = [make(f"s{i}", (2.0,) * n_each, (1.0,) * n_each) for i in range(n_subjects)]

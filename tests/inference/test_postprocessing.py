@@ -3,6 +3,9 @@ import pytest
 
 from pwmlunet.data.dataset import Labels, Target
 from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.probabilities import logit_of, probability_of
+from pwmlunet.inference.candidates import THRESHOLDS
+from pwmlunet.inference.counting import LEAST_PEAKS, make_grid
 from pwmlunet.inference.postprocessing import Postprocessing
 
 LESION = Labels((Target("lesion", (1,), 3),), None)
@@ -92,9 +95,20 @@ def test_a_point_finds_the_same_at_every_temperature(temperature):
     assert Postprocessing().at_temperature(temperature).threshold == 0.5
 
 
-def test_a_cut_never_leaves_the_range_of_probabilities():
-    extreme = Postprocessing(0.99, 0, 0.99999).at_temperature(0.3)
-    assert not list(extreme.problems()) and extreme.least_peak_probability < 1
+@pytest.mark.parametrize("temperature", [0.7, 0.85, 1.0, 1.7, 4.9])
+def test_every_point_of_a_grid_finds_the_same_at_its_temperature(synthetic, temperature):
+    """Lesions just above and just below every cut."""
+    cuts = logit_of(np.array([*THRESHOLDS, *LEAST_PEAKS]))
+    probability = probability_of(np.concatenate([cuts - 0.02, cuts + 0.02])).reshape(1, 1, 1, -1)
+    sizes = np.ones(probability.size)
+    points = make_grid(synthetic.tables([synthetic.out_of_fold("a")]), temperature).points
+    for point in points:
+        at = point.at_temperature(temperature)
+        calibrated = at.calibrate(probability)
+        assert not list(at.problems())
+        assert np.array_equal(calibrated > at.threshold, probability > point.threshold)
+        assert np.array_equal(at.keeps(sizes, calibrated.ravel()), point.keeps(sizes, probability.ravel()))
+    assert len({p.least_peak_probability for p in points}) == (8 if temperature == 0.7 else 9 if temperature == 0.85 else 10)  # fmt: skip
 
 
 def test_a_file_from_before_there_was_a_choice_still_loads(tmp_path):

@@ -1,11 +1,13 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pwmlunet.data.store import CaseStore
 from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.bootstrap import Interval
 from pwmlunet.evaluation.lesions import find_lesions
 from pwmlunet.evaluation.probabilities import write_probability
 from pwmlunet.inference.choosing import Wish
@@ -27,13 +29,22 @@ class Runs:
         self.template = home / "trained"
         (self.folder / "trident").rename(self.template)
         store = next(p.parent for p in self.prepared.glob("*/sub-02"))
+        self.folds = dict(FOLDS)
         self.references = {name: CaseStore(store).reference(name) for name in FOLDS}
+
+    def like(self, case, name):
+        """One more subject, whose only case is the same as another one."""
+        store = next(p.parent for p in self.prepared.glob(f"*/{case}"))
+        shutil.copytree(store / case, store / name)
+        facts = json.loads((store / name / "case.json").read_text())
+        (store / name / "case.json").write_text(json.dumps(facts | {"subject": name}))
+        self.references[name], self.folds[name] = self.references[case], self.folds[case]
 
     def add(self, name, predict, *, folds="0123", **network):
         """A run that gives `predict(case, reference)` as probability, in the given folds."""
         run = self.folder / name
         shutil.copytree(self.template, run, ignore=shutil.ignore_patterns("fold_*"))
-        for case, fold in FOLDS.items():
+        for case, fold in self.folds.items():
             if fold in folds:
                 probability = np.asarray(predict(case, self.references[case]), np.float32)[None]
                 write_probability(run / f"fold_{fold}" / "validation" / f"{case}.npz", probability)
@@ -102,7 +113,7 @@ def test_what_was_found_is_what_predicts(runs):
     runs.add("blind", blind)
     with pytest.raises(PwmlError, match="several trained models"):
         find_models(runs.workspace, "1", None)
-    found = runs.find(wish=Wish(at_least_recall=0.5))
+    found = runs.find()
     for dataset in (None, "1", "Tiny"):
         models, postprocessing = find_models(runs.workspace, dataset, None)
         assert [m.folder.name for m in models] == ["seeing"] and postprocessing == found.postprocessing
@@ -169,17 +180,31 @@ def test_dice_decides_between_equals(runs):
 
 
 @pytest.mark.parametrize("criterion", ["lesion_f1", "lesion_recall", "dice"])
-def test_a_clean_subject_counts_only_where_something_is_invented(runs, criterion):
-    """sub-04 has no lesion: recall does not see what is invented there, F1 and Dice give it a 0."""
+def test_what_is_invented_in_a_clean_subject_is_said_and_not_averaged(runs, criterion):
+    """sub-04 has no lesion: its score would be 0 with a false one and nothing without."""
 
     def inventive(case, reference):
         probability = perfect(case, reference)
-        probability[2, 5, 5:8] = 0.9 if case == "sub-04" else 0.001
+        probability[2, 5, 5:8] = probability[2, 45, 5:8] = 0.9 if case == "sub-04" else 0.001
         return probability
 
     runs.add("inventive", inventive)
-    value = runs.find(criterion=criterion).best.candidates[0].value
-    assert value == pytest.approx(1 if criterion == "lesion_recall" else 3 / 4)
+    runs.add("quiet", perfect)
+    found = runs.find(criterion=criterion)
+    rows = {c.runs: c for c in found.best.candidates}
+    assert {c.value for c in rows.values()} == {c.dice for c in rows.values()} == {1}
+    assert rows[("inventive",)].difference == 0 and rows[("inventive",)].difference_interval == Interval(0, 0)
+    false = {runs: c.false_positives_per_clean_subject for runs, c in rows.items()}
+    assert false == {("inventive",): 2, ("quiet",): 0, ("inventive", "quiet"): 0}
+    table = [line.split() for line in found.text.splitlines()]
+    assert ["inventive", "1.00", "[1.00,", "1.00]", "1.00", "2.00"] in [row[:6] for row in table]
+    assert "false positives a clean subject" in found.text
+
+
+def test_without_clean_subjects_nothing_is_invented_in_them(runs):
+    runs.add("run", perfect, folds="012")
+    (candidate,) = runs.find().best.candidates
+    assert candidate.value == 1 and candidate.false_positives_per_clean_subject is None
 
 
 def test_only_the_named_runs_are_compared(runs):
@@ -224,25 +249,32 @@ def test_settings_made_by_hand_are_kept(runs):
     Postprocessing(0.7).write(run / "postprocessing.json")
     runs.find()
     assert Postprocessing.read(run / "postprocessing.json.old") == Postprocessing(0.7)
-    runs.find()  # what is there now was chosen, not made
+    runs.find()  # nothing else is written than what is there now
     assert Postprocessing.read(run / "postprocessing.json.old") == Postprocessing(0.7)
-    assert TrainedModel.open(run).postprocessing.chosen is not None
+    edited = replace(TrainedModel.open(run).postprocessing, threshold=0.3)
+    assert edited.chosen is not None
+    edited.write(run / "postprocessing.json")
+    runs.find()
+    assert Postprocessing.read(run / "postprocessing.json.old") == edited
+    assert Postprocessing.read(run / "postprocessing.json").threshold == 0.5
 
 
 def test_a_wish_is_kept_or_told(runs):
+    for name in ("sub-05", "sub-06", "sub-07", "sub-08"):
+        runs.like("sub-02", name)
     runs.add("seeing", perfect)
     runs.add("blind", blind)
     found = runs.find(wish=Wish(at_least_recall=0.8))
     assert found.best.runs == ("seeing",) and "recall of at least 0.8" in found.text
     assert {c.runs for c in found.best.candidates} == {("seeing",), ("blind", "seeing")}  # who can keep it
+    (unable,) = found.best.reasons[1:]
+    assert unable.startswith("blind: recall of at least 0.8 cannot be promised") and unable in found.text
     with pytest.raises(PwmlError, match=r"(?s)nothing keeps the wish.*blind: recall of at least 0.99"):
         runs.find(wish=Wish(at_least_recall=0.99))
 
 
 def test_without_runs_it_is_told(runs):
-    with pytest.raises(
-        PwmlError, match=r"has no run with a finished fold: run pwml_train -d Dataset001_Tiny"
-    ):
+    with pytest.raises(PwmlError, match=r"has no run with a finished fold: run pwml_train Dataset001_Tiny 0"):
         runs.find()
     assert read_best(runs.folder) is None
 

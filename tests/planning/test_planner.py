@@ -196,3 +196,4 @@ def test_every_decision_has_its_reason_and_the_expected_input_its_range():
     assert plan.expected_input.spacing_low_zyx_mm == (2.9, 0.7, 0.6)
     assert plan.expected_input.spacing_high_zyx_mm == (3.3, 0.72, 0.6)
     assert plan.expected_input.channels == (ChannelFacts(101.0, 20.0, (10.0, 100.0, 200.0)),)
+    assert plan.expected_input.lesion_quartiles_mm3 == {"lesion": pytest.approx((5.9, 5.9, 5.9))}

@@ -367,6 +367,20 @@ def test_the_page_of_one_subject_and_of_no_lesion_is_whole(tmp_path: Path) -> No
     assert "one subject only" in text(compare(clean)).lower()
 
 
-def test_a_comparison_is_written_and_read_as_json() -> None:
+def test_the_numbers_of_the_page_are_written_beside_it(tmp_path: Path) -> None:
+    for predictions in (MORE, FALSE):  # an earlier comparison is replaced
+        comparison = compare([run("first", FIRST), run("other", predictions)])
+        write_comparison(tmp_path / "page.html", comparison)
+        assert Comparison.read(tmp_path / "page.json") == comparison
+
+
+def test_numbers_replace_nothing_but_numbers(tmp_path: Path) -> None:
     comparison = compare([run("first", FIRST), run("more", MORE)])
-    assert Comparison.from_dict(json.loads(json.dumps(comparison.to_dict())), "json") == comparison
+    other = tmp_path / "summary.json"
+    other.write_text('{"runs": ["mine"]}')
+    with pytest.raises(PwmlError, match=r"summary\.json was not written by pwml_compare: .* -o"):
+        write_comparison(tmp_path / "summary.html", comparison)
+    with pytest.raises(PwmlError, match=r"page\.json is where the numbers go: name the page, such as page.html, with -o"):  # fmt: skip
+        write_comparison(tmp_path / "page.json", comparison)
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert other.read_text() == '{"runs": ["mine"]}'

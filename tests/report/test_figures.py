@@ -13,7 +13,6 @@ from pwmlunet.report.figures import (
     draw_recall_by_size,
     draw_reliability,
     read_curves,
-    size_range,
 )
 from pwmlunet.report.pages import data_uri
 
@@ -34,7 +33,7 @@ def test_recall_by_size_says_how_many_lesions_it_is_about() -> None:
     figure = draw_recall_by_size(summary().by_size)
     assert texts(figure) == "1 of 2 2 of 2 0 of 0"
     (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["below 4", "4 to 50", "50 or more"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["below 4", "4 to 50", "from 50"]
     assert [patch.get_height() for patch in axes.patches] == [0.5, 1]
     assert "mm³" in axes.get_xlabel()
 
@@ -94,12 +93,3 @@ def test_curves_have_a_line_a_fold_and_leave_out_what_was_not_scored() -> None:
     assert [len(axes.lines) for axes in (loss, f1, dice)] == [2, 2, 2]
     assert f1.lines[1].get_xydata().tolist() == [[2, 0.5]]
     assert data_uri(draw_curves(curves[:1]))
-
-
-def test_ranges_in_words() -> None:
-    assert [size_range(0, None), size_range(0, 2.5), size_range(2.5, 10), size_range(10, None)] == [
-        "any",
-        "below 2.5",
-        "2.5 to 10",
-        "10 or more",
-    ]

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from pwmlunet.data.dataset import Labels, Target
 from pwmlunet.data.image import Geometry, write_image
 from pwmlunet.errors import PwmlError
-from pwmlunet.evaluation.evaluate import CaseScores, score_case
+from pwmlunet.evaluation.evaluate import evaluate_folders
+from pwmlunet.evaluation.scores import CaseScores, score_case
 from pwmlunet.report.overlay import choose_cases, choose_views, draw_overlay, overlay_cases
 
 LABELS = Labels((Target("lesion", (1,), 1),), ignore=2)
@@ -144,12 +145,14 @@ def test_cases_in_folders_become_one_picture(tmp_path: Path) -> None:
         write_image(tmp_path / "predicted" / f"{name}.nii.gz", PREDICTION.astype(np.uint8), grid)
     folders = tmp_path / "labelsTr", tmp_path / "predicted", tmp_path / "imagesTr"
     write_image(tmp_path / "imagesTr" / "a_0000.nii.gz", IMAGE, grid)
+    cases = evaluate_folders(*folders[:2])
     with pytest.raises(PwmlError, match="no image of case b"):
-        overlay_cases(*folders, tmp_path / "overlay.png", n_views=3)
+        overlay_cases(*folders, tmp_path / "overlay.png", cases=cases, n_views=3)
+    overlay_cases(*folders, tmp_path / "a.png", cases=cases[:1], n_views=3)  # only what was scored is shown
     write_image(tmp_path / "imagesTr" / "b.nii.gz", IMAGE[:, :50], Geometry((3, 50, 90), (3.0, 0.5, 0.4)))
     with pytest.raises(PwmlError, match="not on the grid of its mask: shape 3, 50, 90 against 3, 70, 90"):
-        overlay_cases(*folders, tmp_path / "overlay.png", n_views=3)
+        overlay_cases(*folders, tmp_path / "overlay.png", cases=cases, n_views=3)
     write_image(tmp_path / "imagesTr" / "b.nii.gz", IMAGE, grid)
-    overlay_cases(*folders, tmp_path / "overlay.png", n_views=3)
+    overlay_cases(*folders, tmp_path / "overlay.png", cases=cases, n_views=3)
     height, width = imread(tmp_path / "overlay.png").shape[:2]
     assert height > width  # three views below each other

@@ -5,7 +5,16 @@ from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 
 from pwmlunet.evaluation.bootstrap import Interval
-from pwmlunet.report.pages import data_uri, interval, number, percent, render_page, write_page
+from pwmlunet.report.pages import (
+    count,
+    data_uri,
+    interval,
+    number,
+    percent,
+    render_page,
+    size_range,
+    write_page,
+)
 
 
 def test_a_page_needs_every_value_its_template_names() -> None:
@@ -26,6 +35,11 @@ def test_numbers_that_do_not_exist_are_dashes() -> None:
 def test_numbers_have_fixed_digits_and_a_minus() -> None:
     assert (number(0.126), number(-3.06, 1), percent(0.666)) == ("0.13", "−3.1", "67 %")
     assert interval(Interval(-0.5, 2), 1) == "−0.5 to 2.0"
+
+
+def test_counts_and_ranges_in_words() -> None:
+    assert [count(0, "case"), count(1, "case"), count(2, "case")] == ["0 cases", "1 case", "2 cases"]
+    assert [size_range(0, 2.5), size_range(2.5, 10), size_range(10, None)] == ["below 2.5", "2.5 to 10", "from 10"]  # fmt: skip
 
 
 def test_a_figure_becomes_the_same_address_each_time() -> None:

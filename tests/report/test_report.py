@@ -121,6 +121,7 @@ def test_each_place_says_what_is_found_missed_and_false(page: Page) -> None:
 
 def test_results_stand_with_their_n_and_interval(page: Page) -> None:
     assert "4 cases of 3 subjects" in page.text
+    assert "probability above 10 %, cut at half of the highest" in page.text
     row = re.search(r"Lesions found \(recall\)\s*(\d+ %)\s*(\d+ % to \d+ %)\s*(.*?lesions)", page.text)
     assert row
     assert row.group(1, 3) == ("60 %", "3 of 5 reference lesions")
@@ -182,6 +183,53 @@ def test_lesions_of_which_the_network_is_least_sure_come_first(tmp_path: Path) -
     assert titles == ["axial 3", "axial 1", "axial 1", "axial 2", "axial 0"]
 
 
+def test_sides_are_told_only_where_the_midline_is_known(tmp_path: Path) -> None:
+    folder = write_cases(tmp_path)["prediction"]
+    found = lesions(PLACES["perfect"][1])
+    probability = 0.8 * found[None].astype(np.float32)
+    table = tabulate("perfect", found, GRID, LESION, probability=probability, midline_x_mm=20.0)
+    write_lesion_table(folder, table)
+    write_report(tmp_path / "a.html", prediction=folder)
+    rows = re.findall(r'href="#case-([^"]*)">.*<td>([^<]*)</td></tr>', Page(tmp_path / "a.html").source)
+    assert sorted(rows) == [
+        ("perfect", "left"),
+        ("perfect", "right"),
+        ("sub-1_early", "–"),
+        ("sub-1_early", "–"),
+        ("sub-1_late", "–"),
+    ]
+    (folder / "perfect_lesions.json").unlink()
+    write_report(tmp_path / "b.html", prediction=folder)
+    assert "Side" not in Page(tmp_path / "b.html").text
+
+
+def test_lesions_of_a_picture_have_no_place_in_the_patient(tmp_path: Path) -> None:
+    picture = Geometry((1, 60, 70), (1.0, 1.0, 1.0), is_2d=True)
+    mask = lesions([(1, 10, 10)])[1:2]
+    write_image(tmp_path / "predicted" / "a.png", mask, picture)
+    write_lesion_table(tmp_path / "predicted", tabulate("a", mask, picture, LESION))
+    write_report(tmp_path / "a.html", prediction=tmp_path / "predicted")
+    page = Page(tmp_path / "a.html")
+    assert page.source.count('<td class="n">–</td></tr>') == 1
+    assert "Side" not in page.text
+
+
+def test_a_lesion_that_is_not_shown_has_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pwmlunet.report.report._MOST_BYTES", 0)
+    write_report(tmp_path / "a.html", prediction=write_cases(tmp_path)["prediction"])
+    page = Page(tmp_path / "a.html")
+    assert page.strips == []
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert "2 places are not shown" in page.text
+
+
+def test_the_edges_of_sizes_can_be_given(home: Path, tmp_path: Path) -> None:
+    folders = {"prediction": home / "predicted", "reference": home / "labelsTr"}
+    write_report(tmp_path / "a.html", **folders, size_edges_mm3=[6.0, 7.5])
+    sizes = re.findall(r'<th scope="row">((?:below |from )?\d[^<]*)</th>', Page(tmp_path / "a.html").source)
+    assert sizes == ["below 6", "6 to 7.5", "from 7.5"]
+
+
 def test_a_table_of_another_mask_is_refused(tmp_path: Path) -> None:
     folder = write_cases(tmp_path)["prediction"]
     write_lesion_table(folder, tabulate("perfect", lesions(PLACES["sub-1_late"][1]), GRID, LESION))
@@ -204,9 +252,9 @@ def test_targets_are_told_apart(tmp_path: Path) -> None:
     write_image(tmp_path / "predicted" / "a.nii.gz", lesions([(1, 10, 10), (3, 40, 50)]), GRID)
     write_report(tmp_path / "a.html", prediction=tmp_path / "predicted", reference=tmp_path / "labelsTr", labels=labels)  # fmt: skip
     page = Page(tmp_path / "a.html")
-    assert page.strips == [("a", "false"), ("a", "found"), ("a", "missed")]
+    assert page.strips == [("a", "false"), ("a", "missed"), ("a", "found")]
     told = re.findall(r"(?:found|missed|false)</span>(\w+): ", page.source)
-    assert told == ["new", "new", "old"]
+    assert told == ["new", "old", "new"]
     alone = write_report(tmp_path / "b.html", prediction=tmp_path / "predicted", labels=labels)
     assert alone == 1
 
@@ -264,6 +312,43 @@ def test_cases_with_many_lesions_share_the_room(tmp_path: Path, monkeypatch: pyt
     page = Page(tmp_path / "a.html")
     assert [case for case, _ in page.strips].count("sub-1_early") == 2
     assert page.text.count("1 more place is not shown") == 1
+
+
+def test_targets_share_the_room_of_their_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pwmlunet.report.report._MOST_STRIPS", 4)
+    labels = Labels((Target("new", (1,), 1), Target("old", (2,), 2)), ignore=None)
+    mask = lesions([(z, 5, 5) for z in range(0, 5, 2)]) + 2 * lesions([(z, 50, 60) for z in range(0, 5, 2)])
+    write_image(tmp_path / "labelsTr" / "a.nii.gz", mask, GRID)
+    write_image(tmp_path / "predicted" / "a.nii.gz", 0 * mask, GRID)
+    write_report(tmp_path / "a.html", prediction=tmp_path / "predicted", reference=tmp_path / "labelsTr", labels=labels)  # fmt: skip
+    page = Page(tmp_path / "a.html")
+    assert re.findall(r"missed</span>(\w+): ", page.source) == ["new", "old", "new", "old"]
+    assert "2 more places are not shown" in page.text
+
+
+def test_pages_keep_within_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Geometry((40, 60, 50), (1.0, 0.9, 1.1), (4.0, 5.0, 6.0))  # to be seen in three planes
+    mask = np.zeros(grid.shape_zyx, np.uint8)
+    mask[::8, ::16, ::16] = 1
+    image = np.random.default_rng(0).normal(300, 60, mask.shape).astype(np.int16)
+    for name in ("a", "b"):
+        write_image(tmp_path / "images" / f"{name}_0000.nii.gz", image, grid)
+        write_image(tmp_path / "reference" / f"{name}.nii.gz", mask, grid)
+        write_image(tmp_path / "predicted" / f"{name}.nii.gz", mask * (image > 300), grid)
+    folders = {side: tmp_path / side for side in ("images", "reference")}
+    sizes, n_shown = [], []
+    for most in (0, 50_000, 400_000):
+        monkeypatch.setattr("pwmlunet.report.report._MOST_BYTES", most)
+        write_report(tmp_path / "a.html", prediction=tmp_path / "predicted", **folders)
+        page = Page(tmp_path / "a.html")
+        sizes.append((tmp_path / "a.html").stat().st_size)
+        n_shown.append([[case for case, _ in page.strips].count(name) for name in ("a", "b")])
+        n_told = sum(map(int, re.findall(r"(\d+) (?:more )?places are not shown", page.text)))
+        assert n_told + len(page.strips) == 2 * 20
+    assert sizes[1] - sizes[0] <= 50_000
+    assert 250_000 < sizes[2] - sizes[0] <= 400_000
+    assert n_shown[0] == [0, 0]
+    assert n_shown[2][0] == pytest.approx(n_shown[2][1], abs=1)
 
 
 def test_fifty_cases_stay_under_twenty_megabytes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import base64
 import io
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ def lesions(geometry: Geometry, *corners: tuple[int, int, int]) -> Scene:
 
 def strips_of(scene: Scene, most: int = 9) -> tuple[list[Strip], int]:
     fates = Fates.of(scene.reference, scene.prediction, scene.geometry.spacing_zyx_mm)
-    return draw_strips(scene, fates, fates.by_interest(), most=most)
+    n, strips = draw_strips(scene, fates, fates.by_interest())
+    drawn = list(islice(strips, most))
+    return drawn, n - len(drawn)
 
 
 def pixels(panel: Panel) -> NDArray[np.uint8]:
@@ -106,6 +109,21 @@ def test_what_is_left_out_is_counted() -> None:
     scene = lesions(Geometry((12, 70, 55), (4.0, 0.5, 0.6)), (1, 25, 30), (4, 25, 30), (8, 25, 30))
     strips, n_left_out = strips_of(scene, most=2)
     assert (len(strips), n_left_out) == (2, 1)
+
+
+def test_a_huge_lesion_is_shown_in_few_pixels_and_whole() -> None:
+    grid = Geometry((3, 400, 300), (4.0, 0.5, 0.5))
+    reference = np.zeros(grid.shape_zyx, bool)
+    reference[1, 40:340, 100:140] = True
+    around = np.random.default_rng(0).choice([0, 100], grid.shape_zyx)
+    scene = Scene(grid, reference, reference & False, np.where(reference, 500, around), reference & False)
+    ((strip,), _) = strips_of(scene)
+    for panel in strip.panels[1:]:
+        assert pixels(panel).shape == (160, round(160 * 300 / 308))
+        assert panel.size_mm == (150, 154)
+    shown = pixels(strip.panels[2]) > 128
+    assert shown.mean() == pytest.approx(300 * 40 / (308 * 300), rel=0.05)
+    assert "100,304" in strip.panels[3].outlines["reference"]
 
 
 def test_the_frame_is_where_the_zoom_is() -> None:

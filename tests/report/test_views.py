@@ -2,12 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing import drawn
+from drawing import FALSE, HIT, MISS, drawn
 from numpy.typing import NDArray
 
 from pwmlunet.data.image import Geometry, write_image
 from pwmlunet.errors import PwmlError
-from pwmlunet.report.views import Fates, content_box, grey_range, outlines, read_channel
+from pwmlunet.evaluation.scores import CaseScores
+from pwmlunet.report.views import Fates, content_box, grey_range, in_turns, lesion_f1, outlines, read_channel
 
 
 def enclosed_area(line: list[tuple[int, int]]) -> float:
@@ -74,7 +75,7 @@ def test_each_lesion_is_looked_at_once_and_pairs_stay_together() -> None:
     reference, prediction = far((0, 5, 5), (2, 5, 5)), far((1, 50, 60), (2, 5, 5))
     prediction[3, 5:8, 4:7] = True  # the found one is largest in another slice than its reference
     fates = Fates.of(reference, prediction, (3, 1, 1))
-    assert len(fates.matches) == 1
+    assert fates.pairs == ((1, 1),)
     places = list(fates.places(fates.by_interest()))
     assert [(place.z, fates.words(place.lesions)) for place in places] == [
         (0, "1 missed"),
@@ -82,6 +83,17 @@ def test_each_lesion_is_looked_at_once_and_pairs_stay_together() -> None:
         (2, "1 found"),
     ]
     assert places[0].centre == (6, 5)
+
+
+def test_a_case_has_one_lesion_f1_over_its_targets() -> None:
+    targets = {case.name: case.targets["lesion"] for case in (HIT, MISS, FALSE)}
+    together = CaseScores("all", "all", (3.0, 1.0, 1.0), 2, targets)
+    assert lesion_f1(together) == 2 / 5  # one lesion found by one, one missed, two false
+    assert lesion_f1(MISS) == 0
+
+
+def test_all_have_their_turn() -> None:
+    assert list(in_turns(["abc", "", "de"])) == ["a", "d", "b", "e", "c"]
 
 
 def test_a_lesion_is_seen_only_where_half_of_it_is() -> None:

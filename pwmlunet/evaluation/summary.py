@@ -154,7 +154,7 @@ def _by_subject(cases: Sequence[CaseScores], target: str) -> Groups:
     groups: dict[str, list[TargetScores]] = {}
     for case in cases:
         groups.setdefault(case.subject, []).append(case.targets[target])
-    return list(groups.values())
+    return [groups[subject] for subject in sorted(groups)]  # one order everywhere: the resamples go by it
 
 
 def _n_false(scores: Sequence[TargetScores]) -> int:

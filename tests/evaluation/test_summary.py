@@ -184,3 +184,10 @@ def test_a_summary_survives_json() -> None:
     case = scored(drawn("11...1"), drawn("11...1"), probability=chances("99...3")[None])
     summary = summarise([case, of("b", case)])
     assert Summary.from_dict(summary.to_dict(), "summary") == summary
+
+
+def test_intervals_do_not_depend_on_the_order_of_the_cases() -> None:
+    cases = [HIT, MISS, FALSE, CLEAN]
+    first, second = summarise(cases), summarise(cases[::-1])
+    assert first.targets["lesion"].pooled_intervals == second.targets["lesion"].pooled_intervals
+    assert first.targets["lesion"].means == second.targets["lesion"].means

@@ -187,7 +187,10 @@ def test_a_summary_survives_json() -> None:
 
 
 def test_intervals_do_not_depend_on_the_order_of_the_cases() -> None:
-    cases = [HIT, MISS, FALSE, CLEAN]
+    cases = [
+        scored(drawn("1.1.1.1.1.1."[: 2 * n]), drawn("1.1.1.1.1.1."[: 2 * found].ljust(2 * n, ".")), f"s{n}")
+        for n, found in ((1, 1), (2, 0), (3, 1), (4, 4), (5, 2), (6, 5))
+    ]
     first, second = summarise(cases), summarise(cases[::-1])
     assert first.targets["lesion"].pooled_intervals == second.targets["lesion"].pooled_intervals
     assert first.targets["lesion"].means == second.targets["lesion"].means

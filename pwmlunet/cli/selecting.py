@@ -37,7 +37,7 @@ def find_best() -> Parser:
         "--criterion",
         choices=("lesion_f1", "lesion_recall", "dice"),
         default="lesion_f1",
-        help="what is compared, as a mean over subjects (default: lesion_f1)",
+        help="what is compared, as a mean over subjects with lesions (default: lesion_f1)",
     )
     wish = parser.add_mutually_exclusive_group()
     wish.add_argument(

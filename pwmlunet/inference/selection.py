@@ -32,6 +32,7 @@ from pwmlunet.inference.runs import (
 Criterion = Literal["lesion_f1", "lesion_recall", "dice"]
 
 _FILE = "best.json"
+_SHOWN = 10  # candidates that are printed
 _POSTPROCESSING = "postprocessing.json"
 _VERSION = 1
 _TIE = 1e-6
@@ -286,14 +287,18 @@ def _write(path: Path, postprocessing: Postprocessing) -> None:
 
 
 def _lines(best: Best) -> Iterator[str]:
-    """The candidates as a table, and the reasons."""
-    width = max(len("candidate"), *(len(_together(c.runs)) for c in best.candidates)) + 2
-    yield f"{'candidate':<{width}}{best.criterion:<20}{'Dice':<8}{'false positives a clean subject':<33}multiply-adds a voxel"
-    for c in best.candidates:
+    """The first candidates as a table, and the reasons."""
+    shown = best.candidates[:_SHOWN]
+    names = [f"all {len(c.runs)} together" if len(c.runs) > 2 else _together(c.runs) for c in shown]
+    width = max(len("candidate"), *map(len, names)) + 2
+    yield f"{'candidate':<{width}}{best.criterion:<20}{'Dice':<7}{'false+ if clean':<17}multiply-adds a voxel"
+    for name, c in zip(names, shown, strict=True):
         spread = f" [{c.interval.low:.2f}, {c.interval.high:.2f}]" if c.interval else ""
         figures = (c.value, c.dice, c.false_positives_per_clean_subject)
         value, dice, false = ("-" if v is None else f"{v:.2f}" for v in figures)
-        yield f"{_together(c.runs):<{width}}{value + spread:<20}{dice:<8}{false:<33}{c.multiply_adds_per_voxel:,.0f}"
+        yield f"{name:<{width}}{value + spread:<20}{dice:<7}{false:<17}{c.multiply_adds_per_voxel:,.0f}"
+    if len(shown) < len(best.candidates):
+        yield f"and {len(best.candidates) - len(shown)} more, in {_FILE}"
     if len(best.candidates) > 1:
         yield "the same subjects choose among the candidates, so that the highest value is a little too good"
     yield f"best: {_together(best.runs)}"

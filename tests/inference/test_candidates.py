@@ -15,6 +15,7 @@ ONE = Labels((Target("lesion", (1,), 1),), None)
 IGNORE = Labels((Target("lesion", (1,), 1),), 2)
 TWO = Labels((Target("a", (1,), 1), Target("b", (2,), 2)), 3)
 REGIONS = Labels((Target("whole", (1, 2), 1), Target("core", (2,), 2)), None, True)
+CROSSED = Labels((Target("left", (1, 2), 1), Target("right", (2, 3), 3)), None, True)
 
 
 def noisy(labels, seed, name="case", subject="s"):
@@ -48,7 +49,7 @@ def scored(case, labels, point):
     return sum(s.n_found for s in scores), sum(s.n_predicted for s in scores), overlap, sizes
 
 
-@pytest.mark.parametrize("labels", [ONE, IGNORE, TWO, REGIONS], ids=["one", "ignore", "two", "regions"])
+@pytest.mark.parametrize("labels", [ONE, IGNORE, TWO, REGIONS, CROSSED], ids=["one", "ignore", "two", "regions", "crossed"])  # fmt: skip
 def test_the_counts_of_a_point_are_those_of_its_mask(labels):
     """Whatever is cut away, and wherever labels are unknown, whatever the matching does then."""
     cases = [noisy(labels, seed, f"case{seed}", f"subject{seed}") for seed in (1, 2)]

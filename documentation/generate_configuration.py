@@ -131,7 +131,8 @@ What `pwml_evaluate` counts and writes. The rules first; they also stand, in wor
   Candidates are components of the probability above 0.1, each cut at half of its highest value, ranked by the mean and by
   the highest logit of their voxels. (Uncut, a sure lesion of a few voxels drowns in its faint surroundings.)
 - **Reliability** compares promised with observed probability in the neighbourhood of lesions and candidates. Over whole images
-  every model looks calibrated, because it is right about the background.
+  every model looks calibrated, because it is right about the background; even near lesions most voxels are rightly near
+  0, so that the curve says more than its mean error.
 - **Sizes** are binned by the quartiles of the training lesions where the predictions know them (`prediction.json`), else by
   those of the scored lesions, or by `--size-bins`. The summary says which.
 

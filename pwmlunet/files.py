@@ -87,11 +87,13 @@ def _layout(content: Any, indent: str) -> str:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows as a table with a header; what is None or not there is an empty cell."""
+    """Writes rows as a table with a header; numbers to six digits; what is None or not there is an empty cell."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+        )
 
 
 def read_json(path: Path) -> Any:

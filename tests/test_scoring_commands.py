@@ -217,7 +217,7 @@ TOLD_FIRST = {
         lambda p: p.write("prediction/summary.json", FOREIGN), (),
         r"prediction/summary\.json was not written by pwml_evaluate: choose another place with -o, or move it",
     ),
-    "a folder as output": (None, ("-o", "{root}/other"), r"other was not written by pwml_evaluate: choose another place"),
+    "a folder as output": (None, ("-o", "{root}/other"), r"-o .*other: name a file, such as .*other\.json"),
     "a damaged prediction.json": (
         lambda p: p.write("prediction/prediction.json", "{"), (), r"prediction\.json is not valid JSON",
     ),
@@ -246,13 +246,16 @@ def test_compare_refuses_sizes_before_it_scores(place, refuses):
 
 
 @pytest.mark.parametrize("name", SCORING)
-@pytest.mark.parametrize(
-    ("where", "expected"),
-    [("in_the_way/deep/x.html", "cannot create"), ("/proc/pwmlunet/x.html", "cannot create")],
-)
-def test_output_where_nothing_can_be_written(place, refuses, name, where, expected):
+@pytest.mark.parametrize("where", ["in_the_way/deep/x", "/proc/pwmlunet/x"])
+def test_output_where_nothing_can_be_written(place, refuses, name, where):
     place.write("in_the_way", "a file")
-    assert expected in refuses(*arguments_for(name, place, "-o", place.root / where))
+    output = place.root / f"{where}{'.json' if name == 'evaluate' else '.html'}"
+    assert "cannot create" in refuses(*arguments_for(name, place, "-o", output))
+
+
+@pytest.mark.parametrize("name", SCORING)
+def test_an_output_is_a_file_and_no_folder(place, refuses, name):
+    assert "name a file, such as" in refuses(*arguments_for(name, place, "-o", place.root / "folder"))
 
 
 BAD_IMAGES = {
@@ -289,7 +292,7 @@ BAD_RUNS = {
     "nothing there": (None, ["other", "nix"], r"nix is not a folder: check the path"),
     "another program's summary.json": (
         lambda p: p.write("prediction/summary.json", FOREIGN), ["other", "prediction"],
-        r"prediction/summary\.json was not written by pwml_evaluate \(nnU-Net .*\): score the masks with pwml_evaluate",
+        r"prediction/summary\.json was not written by pwml_evaluate \(nnU-Net .*\): score the masks with pwml_evaluate -o elsewhere",
     ),
     "a damaged summary.json": (lambda p: p.write("prediction/summary.json", "{"), ["other", "prediction"], r"summary\.json is not valid JSON"),
     "an older summary.json": (lambda p: p.edit("prediction/summary.json", version=1), ["other", "prediction"], r"is of version 1, not 2: score again"),

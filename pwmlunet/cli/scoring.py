@@ -18,7 +18,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
     from pwmlunet.evaluation.tables import table, write_tables
 
     folders = arguments.reference, arguments.prediction
-    path = arguments.output or arguments.prediction / "summary.json"
+    path = _file(arguments.output or arguments.prediction / "summary.json", ".json")
     check_place(path)  # what can be refused is refused before the scoring, which takes its time
     names = [get_profile(name).name for name in arguments.profile]
     edges = _size_bins(arguments) or training_quartiles_mm3(arguments.prediction)
@@ -34,6 +34,13 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
     if pairs.problems:
         say(f"note: {count_cases(len(pairs.problems))} without a counterpart left out")
     say(*closing, f"scores of {count_cases(len(scores))} in {path}", sep="\n")
+
+
+def _file(path: Path, ending: str) -> Path:
+    """The path of what is written, which a folder's name is not."""
+    if path.suffix != ending:
+        raise PwmlError(f"-o {path}: name a file, such as {path.with_suffix(ending)}")
+    return path
 
 
 def _folds(splits: Path | None) -> dict[str, str] | None:
@@ -94,13 +101,15 @@ def evaluate() -> Parser:
     return parser
 
 
-def _add_size_bins(parser: Parser) -> None:
+def _add_size_bins(
+    parser: Parser, default: str = "quartiles of the training lesions, else of the scored ones"
+) -> None:
     parser.add_argument(
         "--size-bins",
         type=float,
         nargs="+",
         metavar="MM3",
-        help="volumes that separate the bins of size (default: quartiles of the training lesions, else of the scored ones)",
+        help=f"volumes that separate the bins of size (default: {default})",
     )
 
 
@@ -120,7 +129,7 @@ def _size_bins(arguments: argparse.Namespace) -> Sequence[float] | None:
 def _run_compare(arguments: argparse.Namespace) -> None:
     from pwmlunet.report.compare import check_place, compare_folders, text, write_comparison
 
-    check_place(arguments.output)
+    check_place(_file(arguments.output, ".html"))
     comparison = compare_folders(
         arguments.runs,
         reference=arguments.reference,
@@ -148,7 +157,7 @@ def compare() -> Parser:
         default=Path("comparison.html"),
         help="the page (default: comparison.html)",
     )
-    _add_size_bins(parser)
+    _add_size_bins(parser, "quartiles of the lesions compared")
     _add_scoring(parser, "compare")
     return parser
 
@@ -159,7 +168,7 @@ def compare() -> Parser:
 def _run_report(arguments: argparse.Namespace) -> None:
     from pwmlunet.report.report import write_report
 
-    path = arguments.output or arguments.prediction / "report.html"
+    path = _file(arguments.output or arguments.prediction / "report.html", ".html")
     n_cases = write_report(
         path,
         prediction=arguments.prediction,
@@ -188,9 +197,10 @@ def _curves(arguments: argparse.Namespace) -> list[Any]:
 def _models_of(prediction: Path) -> Sequence[Path]:
     """The model folders that prediction.json names and that are here."""
     from pwmlunet.data.workspace import Workspace
+    from pwmlunet.evaluation.masks import DESCRIPTION
     from pwmlunet.files import read_json
 
-    path = prediction / "prediction.json"
+    path = prediction / DESCRIPTION
     content: Any = read_json(path) if path.is_file() else {}
     named = content.get("models", []) if isinstance(content, dict) else []
     if not isinstance(named, list):

@@ -136,7 +136,7 @@ def read_summary(path: Path) -> tuple[Summary, list[CaseScores]]:
     content = read_json(path)
     version = _version_of(content)
     if version is None:
-        raise PwmlError(f"{path} was not written by pwml_evaluate (nnU-Net writes a file of that name too): score the masks with pwml_evaluate")  # fmt: skip
+        raise PwmlError(f"{path} was not written by pwml_evaluate (nnU-Net writes a file of that name too): score the masks with pwml_evaluate -o elsewhere, or give pwml_compare the references with -r")  # fmt: skip
     if version != VERSION:
         advice = "score again with pwml_evaluate" if version < VERSION else "read it with a newer pwmlunet"
         raise PwmlError(f"{path} is of version {version}, not {VERSION}: {advice}")

@@ -59,7 +59,10 @@ class LesionRow(Config):
     spread_over_folds: float | None
     """Standard deviation of the networks' probabilities, mean over its voxels; None for one network."""
     side: Literal["left", "right", "midline"] | None
-    """The patient's side, seen from the midline: the plane through the middle of the head, by the affine."""
+    """The patient's side, by the affine, seen from the middle of the head along the file's axis nearest to left-right.
+
+    None where the file does not say how the patient lay, or the head is not known.
+    """
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def tabulate(
     *,
     probability: NDArray[np.floating[Any]] | None = None,
     spread: NDArray[np.floating[Any]] | None = None,
-    midline_x_mm: float = 0.0,
+    head_centre_zyx: tuple[float, float, float] | None = None,
 ) -> LesionTable:
     """The lesions in a mask (Z, Y, X) of label values.
 
@@ -110,13 +113,13 @@ def tabulate(
         labels: What the values mean.
         probability: (K, Z, Y, X), one for each target.
         spread: Standard deviation over the networks, of the same shape.
-        midline_x_mm: Where the patient's left and right meet, in mm.
+        head_centre_zyx: The middle of the head in voxels; without it nothing is said about sides.
     """
     rows = []
     totals = {}
     for index, (target, where) in enumerate(zip(labels.targets, labels.encode(mask), strict=True)):
         maps = [None if part is None else part[index] for part in (probability, spread)]
-        found = list(_rows(target.name, where, geometry, *maps, midline_x_mm=midline_x_mm))
+        found = list(_rows(target.name, where, geometry, *maps, head_centre_zyx=head_centre_zyx))
         totals[target.name] = Totals(len(found), math.fsum(row["volume_mm3"] for row in found))
         rows += found
     rows.sort(key=_least_sure_first)
@@ -136,7 +139,7 @@ def _rows(
     probability: NDArray[Any] | None,
     spread: NDArray[Any] | None,
     *,
-    midline_x_mm: float,
+    head_centre_zyx: tuple[float, float, float] | None,
 ) -> Iterator[dict[str, Any]]:
     """The values of a row for each component, but its number."""
     components, n = find_lesions(where)
@@ -165,22 +168,26 @@ def _rows(
             "mean_probability": None if values is None else float(values.mean()),
             "max_probability": None if values is None else float(values.max()),
             "spread_over_folds": None if spread is None else float(spread.ravel()[voxels].mean()),
-            "side": None
-            if place[0] is None
-            else _side(place[0] - midline_x_mm, _step_to_the_left_mm(geometry)),
+            "side": _side((z, y, x), head_centre_zyx, geometry),
         }
 
 
-def _step_to_the_left_mm(geometry: Geometry) -> float:
-    """How far apart two neighbouring voxels lie from the patient's right to left."""
-    return max(abs(geometry.direction_xyz[i]) * geometry.spacing_zyx_mm[2 - i] for i in range(3))
+def _side(
+    place_zyx: tuple[float, float, float], centre_zyx: tuple[float, float, float] | None, geometry: Geometry
+) -> Literal["left", "right", "midline"] | None:
+    """Which side of the head's middle a place lies on, along the file's axis that runs nearest from side to side.
 
-
-def _side(left_of_midline_mm: float, step_mm: float) -> Literal["left", "right", "midline"]:
-    """Within a voxel of the midline neither side is sure."""
-    if abs(left_of_midline_mm) <= step_mm:
+    Along that axis and not along the scanner's: images are angled to the head. Within a voxel of the middle
+    neither side is sure.
+    """
+    if centre_zyx is None or not geometry.is_placed:
+        return None
+    towards_the_left = geometry.direction_xyz[:3]  # of the file's axes x, y and z
+    axis = int(np.argmax(np.abs(towards_the_left)))
+    voxels = place_zyx[2 - axis] - centre_zyx[2 - axis]
+    if abs(voxels) <= 1:
         return "midline"
-    return "left" if left_of_midline_mm > 0 else "right"
+    return "left" if voxels * towards_the_left[axis] > 0 else "right"
 
 
 def _largest_diameter_mm(places: NDArray[np.int64], spacing_zyx_mm: tuple[float, float, float]) -> float:
@@ -212,15 +219,13 @@ def _corners(points: NDArray[np.float64]) -> NDArray[np.float64]:
 def write_lesion_table(folder: Path, table: LesionTable) -> None:
     """Writes CASE_lesions.json and CASE_lesions.csv, which has the totals in its last rows."""
     table.write(folder / f"{table.case}{ENDING}.json")
-    totals = [
-        {"target": target, "number": "total", **part.to_dict()} for target, part in table.totals.items()
-    ]
+    totals = [{"kind": "total", "target": target, **part.to_dict()} for target, part in table.totals.items()]
     rows = [row.to_dict() for row in table.lesions]
     columns = [field.name for field in fields(LesionRow)]
     for total in totals:
         total["n_voxels"] = sum(row["n_voxels"] for row in rows if row["target"] == total["target"])
         del total["n_lesions"]
-    write_csv(folder / f"{table.case}{ENDING}.csv", ["case", *columns], [{"case": table.case, **row} for row in (*rows, *totals)])  # fmt: skip
+    write_csv(folder / f"{table.case}{ENDING}.csv", ["case", "kind", *columns], [{"case": table.case, "kind": "lesion", **row} for row in (*rows, *totals)])  # fmt: skip
 
 
 def read_lesion_tables(folder: Path) -> list[LesionTable]:

@@ -13,6 +13,9 @@ from pwmlunet.data.dataset import Labels, Target, list_files, read_dataset_json,
 from pwmlunet.data.image import FILE_ENDINGS, read_image
 from pwmlunet.errors import PwmlError
 
+DESCRIPTION = "prediction.json"
+"""What `pwml_predict` writes beside its masks: what made them."""
+
 OVERLAY = "overlay.png"
 """The picture that `pwml_evaluate --images` draws, which may lie among masks and is none."""
 
@@ -90,6 +93,8 @@ def pair_masks(
     Raises:
         PwmlError: a folder cannot be read or they have no file in common.
     """
+    if (reference / DESCRIPTION).is_file() and not (prediction / DESCRIPTION).is_file():
+        raise PwmlError(f"{reference} holds predictions of pwml_predict and {prediction} does not: swap them, -r takes the references")  # fmt: skip
     beside = (prediction / "dataset.json", reference / "dataset.json", reference.parent / "dataset.json")
     found = next((path for path in beside if path.is_file()), None)
     path = labels if isinstance(labels, Path) else found

@@ -10,6 +10,7 @@ from pwmlunet.config import Config, join
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.bootstrap import Interval, ratio_interval
 from pwmlunet.evaluation.lesions import LesionScores
+from pwmlunet.evaluation.masks import DESCRIPTION
 from pwmlunet.evaluation.scores import CaseScores
 from pwmlunet.evaluation.voxels import ratio
 from pwmlunet.files import read_json
@@ -57,7 +58,7 @@ def training_quartiles_mm3(prediction: Path) -> dict[str, tuple[float, ...]] | N
     Raises:
         PwmlError: they are no rising volumes.
     """
-    path = prediction / "prediction.json"
+    path = prediction / DESCRIPTION
     content = read_json(path) if path.is_file() else {}
     quartiles = content.get("lesion_quartiles_mm3") if isinstance(content, dict) else None
     if quartiles is None:

@@ -118,9 +118,10 @@ def text(postprocessing: Postprocessing) -> str:
     return "\n".join([
         f"calibrated by {choice.criterion}, from {choice.n_subjects} subjects ({choice.n_subjects_with_lesions} with lesions), "
         f"{choice.n_cases} cases, {choice.n_lesions} lesions, {choice.n_folds} folds",
-        f"chosen: {postprocessing.in_words()}",
+        f"chosen: {postprocessing.in_words()} (pwml_predict takes other values, such as --threshold, all the same)",
         *(f"  {reason}" for reason in choice.reasons),
         *_of_temperature(postprocessing),
+        "over all lesions together (nested: each subject at the point that the other subjects choose):",
         *_table(choice),
         *(f"nested F1 less {name}: {_shown(d, '+.2f')}" for name, d in choice.f1_differences.items()),
         *_of_threshold(choice.best_threshold),

@@ -75,7 +75,7 @@ def refusal(counts: Counts) -> str:
         return ""
     return (
         f"{n_lesions.sum():g} lesions in {np.count_nonzero(n_lesions)} subjects are too few to choose from "
-        f"(it takes {LEAST_LESIONS} in {LEAST_SUBJECTS} besides any one subject)"
+        f"(whoever is left out, {LEAST_LESIONS} lesions in {LEAST_SUBJECTS} subjects must remain)"
     )
 
 

@@ -18,6 +18,7 @@ from pwmlunet.data.parallel import name_case
 from pwmlunet.data.store import WayBack
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.lesion_table import LesionTable, tabulate, write_lesion_table
+from pwmlunet.evaluation.masks import DESCRIPTION
 from pwmlunet.evaluation.probabilities import write_probability
 from pwmlunet.files import make_folder, read_json, write_json
 from pwmlunet.inference.device import choose_device, keep_freed_memory, prediction_format
@@ -47,8 +48,8 @@ class Prediction:
     geometry: Geometry
     spread: NDArray[np.float32] | None = None
     """Standard deviation over the networks, before calibration, of the probability's shape; None for one network."""
-    midline_x_mm: float = 0.0
-    """Where the patient's left and right meet: the middle of the head."""
+    head_centre_zyx: tuple[float, float, float] | None = None
+    """The middle of the head in voxels; None where the image itself was not seen."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Predictor:
         for member in self.members:
             image, _, way_back = prepare(channels, geometry, member.model.preparation)
             maps.append(self._ask(member, image, way_back))
-        return self._finish(*_together(maps), geometry, _middle_x_mm(head, geometry))
+        return self._finish(*_together(maps), geometry, _middle(head))
 
     def predict_prepared(self, image: NDArray[np.float32], way_back: WayBack) -> Prediction:
         """The prediction for a case (C, Z, Y, X) that is on the grid of the first model's network already."""
@@ -155,11 +156,11 @@ class Predictor:
         probability: NDArray[np.float32],
         spread: NDArray[np.float32] | None,
         geometry: Geometry,
-        midline_x_mm: float = 0.0,
+        head_centre_zyx: tuple[float, float, float] | None = None,
     ) -> Prediction:
         probability = self.postprocessing.calibrate(probability)
         mask = self.postprocessing.apply(probability, self.model.labels, geometry.spacing_zyx_mm)
-        return Prediction(probability, mask, geometry, spread, midline_x_mm)
+        return Prediction(probability, mask, geometry, spread, head_centre_zyx)
 
 
 def _together(maps: Sequence[_Maps]) -> _Maps:
@@ -171,12 +172,12 @@ def _together(maps: Sequence[_Maps]) -> _Maps:
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
-def _middle_x_mm(head: NDArray[np.bool_], geometry: Geometry) -> float:
-    """The patient's x of the middle of the head, or of the image where no head is found."""
+def _middle(head: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """The middle of the head in voxels (z, y, x), or of the image where no head is found."""
     whole = head if head.any() else np.ones_like(head)
     counts = [whole.sum((1, 2)), whole.sum((0, 2)), whole.sum((0, 1))]  # voxels in each slice, row and column
     z, y, x = (float(np.arange(len(n)) @ n / n.sum()) for n in counts)
-    return geometry.index_to_mm((z, y, x))[0]
+    return z, y, x
 
 
 def oddities(
@@ -222,10 +223,12 @@ def predict_folder(
         skip_existing: Whether cases that have a mask are left as they are.
 
     Raises:
-        PwmlError: the cases that failed, each with its reason.
+        PwmlError: the cases that failed, each with its reason; or masks would be written among the images.
     """
+    if any(path.parent.resolve() == output.resolve() for case in cases for path in case.images):
+        raise PwmlError(f"{output} is the folder of the images: choose another one for the masks")
     make_folder(output)
-    _describe(predictor, output / "prediction.json", is_going_on=skip_existing)
+    _describe(predictor, output / DESCRIPTION, is_going_on=skip_existing)
     problems = []
     todo = [c for c in cases if not (skip_existing and (output / f"{c.name}{file_ending}").is_file())]
     for case in tqdm(todo, "predict", leave=False, disable=len(todo) < 2):
@@ -252,7 +255,7 @@ def _table(predictor: Predictor, case: str, prediction: Prediction) -> LesionTab
         predictor.model.labels,
         probability=prediction.probability,
         spread=prediction.spread,
-        midline_x_mm=prediction.midline_x_mm,
+        head_centre_zyx=prediction.head_centre_zyx,
     )
 
 

@@ -129,7 +129,8 @@ def find_best(
     best = Best(_VERSION, names, file, criterion, (reason, *unable, *left_out), ranked)
     _write(folder / file, postprocessing)
     best.write(folder / _FILE)
-    return Found(best, postprocessing, "\n".join([*_lines(best), text(postprocessing)]))
+    closing = f"written to {folder / _FILE} and {folder / file}: pwml_predict uses it from now on"
+    return Found(best, postprocessing, "\n".join([*_lines(best), text(postprocessing), closing]))
 
 
 def read_best(folder: Path) -> Best | None:
@@ -289,6 +290,7 @@ def _write(path: Path, postprocessing: Postprocessing) -> None:
 def _lines(best: Best) -> Iterator[str]:
     """The first candidates as a table, and the reasons."""
     shown = best.candidates[:_SHOWN]
+    yield "means over subjects with lesions:"
     names = [f"all {len(c.runs)} together" if len(c.runs) > 2 else _together(c.runs) for c in shown]
     width = max(len("candidate"), *map(len, names)) + 2
     yield f"{'candidate':<{width}}{best.criterion:<20}{'Dice':<7}{'false+ if clean':<17}multiply-adds a voxel"

@@ -132,6 +132,6 @@ def test_several_problems_are_one_error_and_one_is_its_own_sentence() -> None:
 
 
 def test_a_table_has_a_header_and_empty_cells(tmp_path):
-    write_csv(tmp_path / "a.csv", ["case", "mm"], [{"case": "a, b", "mm": None}, {"case": "ü"}])
+    write_csv(tmp_path / "a.csv", ["case", "mm"], [{"case": "a, b", "mm": None}, {"case": "ü", "mm": 2 / 3}])
     text = (tmp_path / "a.csv").read_text(encoding="utf-8")
-    assert text.splitlines() == ["case,mm", '"a, b",', "ü,"]
+    assert text.splitlines() == ["case,mm", '"a, b",', "ü,0.666667"]

@@ -86,17 +86,17 @@ def test_a_large_flat_lesion_has_a_diameter(flat, monkeypatch):
 
 
 def test_a_picture_does_not_say_where_the_patient_was():
-    row = row_of(one_lesion((0, 0, 8)), Geometry(SHAPE, (1.0, 1.0, 1.0)), midline_x_mm=2.0)
+    row = row_of(one_lesion((0, 0, 8)), Geometry(SHAPE, (1.0, 1.0, 1.0)), head_centre_zyx=(1, 3, 4))
     assert row.side is row.centroid_x_mm is row.centroid_y_mm is row.centroid_z_mm is None
     assert row.centroid_x_voxel == 8
 
 
 def test_the_midline_is_a_voxel_wide_across_thick_sagittal_slices_too():
     sagittal = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # slices follow each other from right to left
-    mask = one_lesion((2, 3, 4))  # slice 2, 6 mm to the left of the first
+    mask = one_lesion((2, 3, 4))
     geometry = Geometry(SHAPE, SPACING, direction_xyz=sagittal)
-    assert row_of(mask, geometry, midline_x_mm=3.5).side == "midline"
-    assert row_of(mask, geometry, midline_x_mm=2.5).side == "left"
+    assert row_of(mask, geometry, head_centre_zyx=(1.1, 0, 0)).side == "midline"
+    assert row_of(mask, geometry, head_centre_zyx=(0.9, 0, 0)).side == "left"
 
 
 def test_lesions_side_by_side_are_not_mixed():
@@ -111,9 +111,23 @@ def test_the_side_follows_the_affine(direction, side):
     turned = (direction, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     geometry = Geometry(SHAPE, SPACING, (0.0, 0.0, 0.0), turned)
     mask = one_lesion((0, 0, 8))
-    assert row_of(mask, geometry).side == side
-    assert row_of(mask, geometry, midline_x_mm=direction * (8 * 0.25 + 0.2)).side == "midline"
-    assert row_of(mask, geometry, midline_x_mm=direction * (8 * 0.25 + 0.3)).side != side
+    assert row_of(mask, geometry, head_centre_zyx=(0, 0, 4.5)).side == side
+    assert row_of(mask, geometry, head_centre_zyx=(0, 0, 7.1)).side == "midline"
+    assert row_of(mask, geometry, head_centre_zyx=(0, 0, 9.5)).side not in (side, "midline")
+    assert row_of(mask, geometry).side is None
+
+
+def test_the_side_follows_the_head_where_slices_are_angled_to_it():
+    angle = np.deg2rad(25)  # turned in the plane: far back, places on one side of the head have the other's x
+    cosine, sine = float(np.cos(angle)), float(np.sin(angle))
+    turned = Geometry(
+        (3, 60, 40), (3.0, 1.0, 1.0), direction_xyz=(cosine, -sine, 0, sine, cosine, 0, 0, 0, 1)
+    )
+    mask = np.zeros((3, 60, 40), np.uint8)
+    mask[1, 55, 23] = 1
+    row = row_of(mask, turned, head_centre_zyx=(1, 30, 20))
+    assert row.centroid_x_mm < turned.index_to_mm((1, 30, 20))[0]
+    assert row.side == "left"
 
 
 def test_the_least_sure_lesion_comes_first_and_each_has_its_own_spread():
@@ -159,7 +173,7 @@ def test_json_comes_back_and_csv_has_totals_last(tmp_path):
     assert LesionTable.read(tmp_path / "a_lesions.json") == table
     with (tmp_path / "a_lesions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["number"] for row in rows] == ["1", "2", "total"]
+    assert [(row["kind"], row["number"]) for row in rows] == [("lesion", "1"), ("lesion", "2"), ("total", "")]
     assert rows[-1]["n_voxels"] == "2" and float(rows[-1]["volume_mm3"]) == pytest.approx(0.75)
     assert rows[0]["case"] == "a" and rows[0]["mean_probability"] == ""
 

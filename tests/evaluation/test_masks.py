@@ -68,3 +68,21 @@ def test_folders_that_are_no_predictions_are_named(tmp_path: Path) -> None:
         pair_masks(tmp_path / "reference", tmp_path / "nowhere")
     with pytest.raises(PwmlError, match=r"a.nii.gz"):
         pair_masks(tmp_path / "reference", tmp_path / "reference" / "a.nii.gz")
+
+
+def test_swapped_folders_are_told(tmp_path: Path) -> None:
+    reference, prediction = tmp_path / "r", tmp_path / "p"
+    for folder in (reference, prediction):
+        write_image(folder / "a.nii.gz", drawn("1."), Geometry((1, 1, 2), (1, 1, 1)))
+    (prediction / "prediction.json").write_text("{}")
+    assert list(pair_masks(reference, prediction).files) == ["a"]
+    with pytest.raises(PwmlError, match="swap them, -r takes the references"):
+        pair_masks(prediction, reference)
+
+
+def test_a_picture_of_ours_among_masks_is_no_mask(tmp_path: Path) -> None:
+    reference, prediction = tmp_path / "r", tmp_path / "p"
+    for folder in (reference, prediction):
+        write_image(folder / "a.png", drawn("1."), Geometry((1, 1, 2), (1, 1, 1), is_2d=True))
+    (prediction / "overlay.png").write_bytes(b"picture")
+    assert not pair_masks(reference, prediction).problems

@@ -75,13 +75,13 @@ def test_cases_csv_has_a_row_for_each_case_and_target_with_units(tmp_path: Path)
         ("clean", "clean", "lesion"),
     ]
     hit, miss, clean = rows
-    assert (hit["spacing_z_mm"], hit["spacing_x_mm"], hit["n_labelled_slices"]) == ("3.0", "1.0", "2")
-    assert (hit["true_positives_voxels"], hit["reference_volume_mm3"], hit["hd95_mm"]) == ("2", "6.0", "0.0")
-    assert (hit["iou_0.1_recall"], hit["centroid_2mm_n_found"], hit["n_merged"]) == ("1.0", "1", "0")
+    assert (hit["spacing_z_mm"], hit["spacing_x_mm"], hit["n_labelled_slices"]) == ("3", "1", "2")
+    assert (hit["true_positives_voxels"], hit["reference_volume_mm3"], hit["hd95_mm"]) == ("2", "6", "0")
+    assert (hit["iou_0.1_recall"], hit["centroid_2mm_n_found"], hit["n_merged"]) == ("1", "1", "0")
     assert (miss["dice"], miss["hd_mm"], miss["iou_0.1_f1"], miss["iou_0.1_precision"]) == (
-        "0.0",
+        "0",
         "",
-        "0.0",
+        "0",
         "",
     )
     assert (clean["dice"], clean["n_reference_lesions"], clean["expected_calibration_error"]) == ("", "0", "")
@@ -94,13 +94,13 @@ def test_lesions_csv_has_a_row_for_each_reference_and_each_false_lesion(tmp_path
     write_tables(tmp_path, [scored(reference, prediction, "a", "anna", probability=probability)])
     found, missed, false = rows_of(tmp_path / "lesions.csv")
     assert [row["fate"] for row in (found, missed, false)] == ["found", "missed", "false"]
-    assert (found["reference_volume_mm3"], found["predicted_volume_mm3"]) == ("6.0", "3.0")
+    assert (found["reference_volume_mm3"], found["predicted_volume_mm3"]) == ("6", "3")
     assert (float(found["iou"]), float(found["dice"])) == pytest.approx((1 / 2, 2 / 3))
     place = ("centroid_z_voxels", "centroid_y_voxels", "centroid_x_voxels", "first_slice", "last_slice")
-    assert [found[name] for name in place] == ["0.0", "0.0", "0.5", "0", "0"]
-    assert [false[name] for name in place] == ["1.5", "0.0", "4.0", "1", "2"]
+    assert [found[name] for name in place] == ["0", "0", "0.5", "0", "0"]
+    assert [false[name] for name in place] == ["1.5", "0", "4", "1", "2"]
     assert (missed["predicted_volume_mm3"], missed["iou"], missed["dice"]) == ("", "0", "0")
-    assert (false["reference_volume_mm3"], false["predicted_volume_mm3"], false["dice"]) == ("", "6.0", "")
+    assert (false["reference_volume_mm3"], false["predicted_volume_mm3"], false["dice"]) == ("", "6", "")
     assert (false["number"], false["case"], false["subject"]) == ("1", "a", "anna")
     scores = [
         (float(row["mean_probability"]), float(row["max_probability"])) for row in (found, missed, false)

@@ -114,7 +114,7 @@ def test_nobody_chooses_where_the_others_cannot(synthetic, n_lesions, enough):
     assert found.nested.n_found.tolist() == [list(n_lesions)]
     assert found.nested.n_predicted.sum() == sum(n_lesions) * (1 if enough else 2)
     assert (found.postprocessing.threshold != 0.5) == enough
-    words = f"{sum(n_lesions)} lesions in {len(n_lesions)} subjects are too few to choose from (it takes 10 in 3 besides any one subject): the default stays"
+    words = f"{sum(n_lesions)} lesions in {len(n_lesions)} subjects are too few to choose from (whoever is left out, 10 lesions in 3 subjects must remain): the default stays"
     assert (words in text(found.postprocessing)) == (not enough)
 
 

@@ -99,13 +99,12 @@ def test_probabilities_are_calibrated_before_the_threshold(predictor, trained_ho
     assert np.array_equal(after.mask != 0, after.probability[0] > 0.5)
 
 
-def test_the_midline_is_the_middle_of_the_head(predictor, tiny):
+def test_the_middle_of_the_head_is_found(predictor, tiny):
     raw = tiny.head_with_lesions(5)
-    middle = predictor.predict(raw.image, geometry=raw.geometry).midline_x_mm
-    z, y, x = (np.mean(places) for places in np.nonzero(raw.image > 50))
-    assert middle == pytest.approx(raw.geometry.index_to_mm((z, y, x))[0], abs=0.5)
-    empty = predictor.predict(np.zeros((3, 32, 32)), (3.0, 0.7, 0.5)).midline_x_mm
-    assert empty == pytest.approx(15.5 * 0.5)
+    middle = predictor.predict(raw.image, geometry=raw.geometry).head_centre_zyx
+    assert middle == pytest.approx([np.mean(places) for places in np.nonzero(raw.image > 50)], abs=1)
+    empty = predictor.predict(np.zeros((3, 32, 32)), (3.0, 0.7, 0.5)).head_centre_zyx
+    assert empty == pytest.approx((1, 15.5, 15.5))
 
 
 def test_other_axes_orders_and_types_are_wrong_calls(predictor):
@@ -180,3 +179,21 @@ def test_an_unknown_device_is_told(predictor):
         with pytest.raises(PwmlError, match=f"there is no device '{re.escape(name)}' here: choose cpu"):
             Predictor(predictor.model, device=name)
     assert predictor.device == torch.device("cpu")
+
+
+def test_masks_do_not_go_among_the_images(predictor, trained_home):
+    files = files_of(trained_home, "sub-02")
+    with pytest.raises(PwmlError, match="is the folder of the images: choose another one"):
+        predict_folder(predictor, [files], files.images[0].parent, file_ending=".nii.gz")
+    assert not (files.images[0].parent / "prediction.json").exists()
+
+
+def test_going_on_with_other_settings_is_refused(predictor, trained_home, tmp_path):
+    cases = [files_of(trained_home, "sub-02")]
+    predict_folder(predictor, cases, tmp_path, file_ending=".nii.gz")
+    other = Predictor(predictor.model, device="cpu", flips=False, postprocessing=Postprocessing(0.3))
+    before = (tmp_path / "prediction.json").read_bytes()
+    with pytest.raises(PwmlError, match="made with other models or settings"):
+        predict_folder(other, cases, tmp_path, file_ending=".nii.gz", skip_existing=True)
+    assert (tmp_path / "prediction.json").read_bytes() == before
+    assert predict_folder(predictor, cases, tmp_path, file_ending=".nii.gz", skip_existing=True) == 0

@@ -187,7 +187,9 @@ def test_sides_are_told_only_where_the_midline_is_known(tmp_path: Path) -> None:
     folder = write_cases(tmp_path)["prediction"]
     found = lesions(PLACES["perfect"][1])
     probability = 0.8 * found[None].astype(np.float32)
-    table = tabulate("perfect", found, GRID, LESION, probability=probability, midline_x_mm=20.0)
+    table = tabulate(
+        "perfect", found, GRID, LESION, probability=probability, head_centre_zyx=(20.0, 20.0, 20.0)
+    )
     write_lesion_table(folder, table)
     write_report(tmp_path / "a.html", prediction=folder)
     rows = re.findall(r'href="#case-([^"]*)">.*<td>([^<]*)</td></tr>', Page(tmp_path / "a.html").source)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pwmlunet.config import Config
 from pwmlunet.data.dataset import Labels
 from pwmlunet.data.image import Geometry
-from pwmlunet.evaluation.lesions import find_lesions
+from pwmlunet.evaluation.lesions import measure_lesions
 from pwmlunet.files import write_csv
 
 ENDING = "_lesions"
@@ -142,32 +142,28 @@ def _rows(
     head_centre_zyx: tuple[float, float, float] | None,
 ) -> Iterator[dict[str, Any]]:
     """The values of a row for each component, but its number."""
-    components, n = find_lesions(where)
-    index = np.flatnonzero(components)
-    order = np.argsort(components.ravel()[index], kind="stable")
-    index = index[order]
-    sizes = np.bincount(components.ravel()[index], minlength=n + 1)[1:]
-    for voxels in np.split(index, np.cumsum(sizes)[:-1]) if n else ():
-        places = np.stack(np.unravel_index(voxels, where.shape), axis=-1)
-        z, y, x = (float(value) for value in places.mean(0))
+    lesions = measure_lesions(where, geometry.spacing_zyx_mm)
+    for number, voxels in enumerate(lesions.voxels()):
+        z, y, x = lesions.centroids_zyx[number].tolist()
+        at = tuple(voxels.T)
         place = geometry.index_to_mm((z, y, x)) if geometry.is_placed else (None, None, None)
-        values = None if probability is None else probability.ravel()[voxels].astype(np.float64)
+        values = None if probability is None else probability[at].astype(np.float64)
         yield {
             "target": target,
-            "volume_mm3": len(voxels) * math.prod(geometry.spacing_zyx_mm),
+            "volume_mm3": float(lesions.volumes_mm3[number]),
             "n_voxels": len(voxels),
-            "largest_diameter_mm": _largest_diameter_mm(places, geometry.spacing_zyx_mm),
+            "largest_diameter_mm": _largest_diameter_mm(voxels, geometry.spacing_zyx_mm),
             "centroid_x_mm": place[0],
             "centroid_y_mm": place[1],
             "centroid_z_mm": place[2],
             "centroid_z_voxel": z,
             "centroid_y_voxel": y,
             "centroid_x_voxel": x,
-            "first_slice": int(places[0, 0]),
-            "last_slice": int(places[-1, 0]),
+            "first_slice": int(voxels[0, 0]),
+            "last_slice": int(voxels[-1, 0]),
             "mean_probability": None if values is None else float(values.mean()),
             "max_probability": None if values is None else float(values.max()),
-            "spread_over_folds": None if spread is None else float(spread.ravel()[voxels].mean()),
+            "spread_over_folds": None if spread is None else float(spread[at].mean()),
             "side": _side((z, y, x), head_centre_zyx, geometry),
         }
 

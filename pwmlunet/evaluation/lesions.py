@@ -61,6 +61,12 @@ class Lesions:
         """Mean place (N, 3) from the first voxel of the image."""
         return np.asarray(self.centroids_zyx * np.array(self.spacing_zyx_mm), np.float64)
 
+    def voxels(self) -> list[NDArray[np.int64]]:
+        """The voxels (V, 3) of each lesion as z, y, x, in raster order."""
+        order = np.argsort(self.numbers, kind="stable")
+        zyx = np.stack(np.unravel_index(self.places[order], self.components.shape), axis=-1)
+        return np.split(zyx, np.cumsum(self.n_voxels)[:-1]) if len(self) else []
+
 
 @dataclass(frozen=True, eq=False)
 class Touching:
@@ -202,13 +208,19 @@ def find_lesions(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], int]:
 
 def measure_lesions(mask: NDArray[np.bool_], spacing_zyx_mm: tuple[float, float, float]) -> Lesions:
     """The components of a mask (Z, Y, X) with their sizes and places."""
-    components, n = find_lesions(mask)
-    places = np.flatnonzero(mask)
+    return measure_components(*find_lesions(mask), spacing_zyx_mm)
+
+
+def measure_components(
+    components: NDArray[Any], n: int, spacing_zyx_mm: tuple[float, float, float]
+) -> Lesions:
+    """Components (Z, Y, X), numbered from 1 to n, with their sizes and places."""
+    places = np.flatnonzero(components)
     numbers = components.ravel()[places].astype(np.int64) - 1
     n_voxels = np.bincount(numbers, minlength=n)
-    zyx = np.unravel_index(places, mask.shape)
+    zyx = np.unravel_index(places, components.shape)
     sums = np.stack([np.bincount(numbers, steps, minlength=n) for steps in zyx], axis=-1)  # (N, 3)
-    slices = np.tile([len(mask), -1], (n, 1))
+    slices = np.tile([len(components), -1], (n, 1))
     np.minimum.at(slices[:, 0], numbers, zyx[0])
     np.maximum.at(slices[:, 1], numbers, zyx[0])
     return Lesions(components, places, numbers, n_voxels, sums / n_voxels[:, None], slices, spacing_zyx_mm)

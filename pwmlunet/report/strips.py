@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwmlunet.data.image import Geometry
+from pwmlunet.evaluation.lesions import Lesions, measure_components
 from pwmlunet.report.pages import as_data_uri
 from pwmlunet.report.planes import Plane, planes_of
 from pwmlunet.report.views import Box, Fates, LesionKey, Place, content_box, grey_range, outlines
@@ -102,10 +103,16 @@ def draw_strips(scene: Scene, fates: Fates, order: Sequence[LesionKey]) -> tuple
     A lesion is a finding of the first strip that shows it. A case without lesions gives one whole slice.
     """
     planes = planes_of(scene.geometry)
-    reference, prediction = (replace(s, components=planes[0].view(s.components)) for s in fates.sides)
+    reference, prediction = (_turned(side, planes[0]) for side in fates.sides)
     turned = replace(fates, sides=(reference, prediction))
     places = list(turned.places(order))
     return len(places), _draw(scene, turned, planes, places)
+
+
+def _turned(lesions: Lesions, plane: Plane) -> Lesions:
+    """The lesions, numbered as they were, on the axes of a plane."""
+    z, y, x = (lesions.spacing_zyx_mm[axis] for axis in plane.axes)
+    return measure_components(plane.view(lesions.components), len(lesions), (z, y, x))
 
 
 def _draw(scene: Scene, fates: Fates, planes: tuple[Plane, ...], places: Sequence[Place]) -> Iterator[Strip]:

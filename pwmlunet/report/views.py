@@ -76,9 +76,8 @@ class Fates:
 
     @cached_property
     def _voxels(self) -> tuple[Sequence[NDArray[np.int64]], Sequence[NDArray[np.int64]]]:
-        """The places (N, 3) of each lesion's voxels."""
-        first, second = (_places_by_lesion(side.components) for side in self.sides)
-        return first, second
+        """The voxels (V, 3) of each lesion."""
+        return self.sides[0].voxels(), self.sides[1].voxels()
 
     @cached_property
     def _largest_areas(self) -> tuple[list[int], list[int]]:
@@ -167,14 +166,6 @@ def lesion_f1(case: CaseScores) -> float | None:
 def in_turns(parts: Iterable[Iterable[Item]]) -> Iterator[Item]:
     """The first of each, then the second of each, and so on."""
     return (item for turn in zip_longest(*parts) for item in turn if item is not None)
-
-
-def _places_by_lesion(components: NDArray[Any]) -> list[NDArray[np.int64]]:
-    index = np.flatnonzero(components)
-    number = components.ravel()[index]
-    index = index[np.argsort(number, kind="stable")]
-    places = np.stack(np.unravel_index(index, components.shape), axis=-1)
-    return np.split(places, np.cumsum(np.bincount(number)[1:])[:-1]) if len(index) else []
 
 
 def box_around(top: int, bottom: int, left: int, right: int, *, shape: tuple[int, ...]) -> Box:

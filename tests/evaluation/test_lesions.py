@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pwmlunet.evaluation.lesions import Detection, LesionScores, find_lesions, match_one_to_one, score_lesions
+from pwmlunet.evaluation.lesions import (
+    Detection,
+    LesionScores,
+    find_lesions,
+    match_one_to_one,
+    measure_lesions,
+    score_lesions,
+)
 
 
 def drawn(*slices: str) -> NDArray[np.bool_]:
@@ -218,3 +225,11 @@ def test_fates_are_told_by_number() -> None:
 def test_dice_of_a_match_follows_from_its_iou() -> None:
     (match,) = scored(drawn("##.."), drawn(".##.")).matches
     assert match.dice == pytest.approx(2 * 1 / (2 + 2))
+
+
+def test_each_lesion_has_its_own_voxels_in_raster_order() -> None:
+    lesions = measure_lesions(drawn("#.# #.#", "... #.."), (1, 1, 1))
+    first, second = (voxels.tolist() for voxels in lesions.voxels())
+    assert first == [[0, 0, 0], [0, 1, 0], [1, 1, 0]]
+    assert second == [[0, 0, 2], [0, 1, 2]]
+    assert measure_lesions(drawn("..."), (1, 1, 1)).voxels() == []

@@ -671,3 +671,11 @@ def test_from_the_choice_to_the_report(home, results, command):
     assert "baseline: out; 5 cases of 4 subjects" in printed and "no difference shown" in printed
     printed = runs("compare", results / "trident", out, *place, "--only-common")
     assert "2 cases of 2 subjects" in printed and f"2 runs compared in {home / 'compared.html'}" in printed
+
+
+def test_what_the_command_line_sets_was_chosen_by_nobody(home, results, command):
+    assert command("find_best", "1")[0] == 0
+    for options, is_chosen in (((), True), (("--smallest-lesion-mm3", "1"), False)):
+        assert command(*predict(home, *options, part=None))[0] == 0
+        settings = json.loads((home / "out" / "prediction.json").read_text())["postprocessing"]
+        assert (settings["chosen"] is not None) == is_chosen

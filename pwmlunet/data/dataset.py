@@ -89,9 +89,8 @@ class Labels:
         written = class_order if are_regions and class_order else [vs[0] for vs in named.values()]
         targets = [Target(n, vs, w) for (n, vs), w in zip(named.items(), written, strict=True)]
         if not are_regions:
-            targets.sort(
-                key=lambda target: target.written_as
-            )  # as nnU-Net orders the channels of its probabilities
+            # as nnU-Net orders the channels of its probabilities
+            targets.sort(key=lambda target: target.written_as)
         return cls(tuple(targets), ignore[0] if ignore else None, are_regions)
 
 

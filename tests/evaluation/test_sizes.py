@@ -91,3 +91,12 @@ def test_odd_training_quartiles_are_an_error(tmp_path: Path, quartiles: Any) -> 
     (tmp_path / "prediction.json").write_text(json.dumps({"lesion_quartiles_mm3": quartiles}))
     with pytest.raises(PwmlError, match=r"prediction.json: .* must give rising volumes"):
         training_quartiles_mm3(tmp_path)
+
+
+def test_clean_subjects_are_resampled_too() -> None:
+    found = [int(i % 3 != 0) for i in range(9)]
+    cases = [scored(drawn("1...."), drawn("1...." if f else "....."), f"s{i}") for i, f in enumerate(found)]
+    clean = [scored(drawn("....."), drawn("....."), f"clean{i}") for i in range(20)]
+    (small, _) = by_size([*cases, *clean], "lesion", (4,))
+    with_clean = ratio_interval([*[0] * 20, *found], [*[0] * 20, *[1] * 9])  # by name: clean0 … s0 …
+    assert small.recall_interval == with_clean != ratio_interval(found, [1] * 9)

@@ -4,7 +4,7 @@ import torch
 from pwmlunet.evaluation.evaluate import read_summary
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.training.run import open_run
-from pwmlunet.training.validation import validate
+from pwmlunet.training.validation import look, validate
 
 
 def probabilities_in(folder):
@@ -38,3 +38,16 @@ def test_the_scores_of_a_fold_have_candidates_and_reliability(trained_home):
     )
     assert cases and all(case.targets["lesion"].candidates is not None for case in cases)
     assert summary.targets["lesion"].reliability is not None
+
+
+def test_a_look_is_at_the_networks_own_probabilities_too(copied, trained_home, tiny):
+    run = open_run(tiny.workspace_in(copied(trained_home)), "1", tiny.recipe, None)
+    network = run.model.load(["0"])[0]
+    cases, device = run.store.names(), torch.device("cpu")
+    before = look(run, cases, network, device)
+    Postprocessing(temperature=20.0).write(
+        run.model.folder / "postprocessing.json"
+    )  # nothing below 0.3 is left
+    run = open_run(tiny.workspace_in(run.model.folder.parents[2]), "1", tiny.recipe, None)
+    assert before[0] > 0
+    assert look(run, cases, network, device) == before

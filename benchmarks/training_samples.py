@@ -87,8 +87,8 @@ def augmented_batches(preprocessed: Path, patch_yx: tuple[int, int]) -> Iterator
     store = CaseStore(preprocessed / "slices")
     cases = [training_case(store.read(name), labels) for name in store.names()]
     recipe = RECIPES["default"]
-    sampler = PatchSampler(cases, patch_yx, recipe.lesion_share)
-    loader = PatchLoader(sampler, PatchShape(patch_yx, _SLICES, 1), batch_size=_BATCH, seed=0)
+    sampler = PatchSampler(cases, (1, *patch_yx), recipe.lesion_share)
+    loader = PatchLoader(sampler, PatchShape((1, *patch_yx), _SLICES, 1), batch_size=_BATCH, seed=0)
     augmenter = Augmenter(recipe.augmentation)
     for number in count():
         batch = to_batch(loader.generate_train_batch(), labels, torch.device("cpu"))

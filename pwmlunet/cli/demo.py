@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from pwmlunet.cli.command import Command, Parser, command, new_parser, say
@@ -10,33 +11,66 @@ from pwmlunet.cli.preparing import plan_and_preprocess
 from pwmlunet.cli.scoring import evaluate, report
 from pwmlunet.cli.selecting import find_best
 from pwmlunet.cli.training import train
+from pwmlunet.errors import PwmlError
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """What is made for a modality, and where."""
+
+    number: int
+    name: str
+    cases: str
+    folder: Path
+
+    @property
+    def dataset(self) -> str:
+        """The raw dataset's folder."""
+        return f"Dataset{self.number:03d}_{self.name}"
+
+
+_DEMOS = {
+    "t1": _Demo(1, "SyntheticT1", "synthetic neonatal T1 heads", Path("demo")),
+    "cus": _Demo(2, "SyntheticUltrasound", "synthetic cranial ultrasound of newborns", Path("demo", "cus")),
+}
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:
-    from pwmlunet.demo import write_dataset
-
-    home: Path = arguments.folder
-    raw = home / "raw" / "Dataset001_SyntheticT1"
+    demo = _DEMOS[arguments.modality]
+    home: Path = arguments.folder or demo.folder
+    raw = home / "raw" / demo.dataset
+    _write_cases(raw, arguments.modality)
     os.environ["PWML_HOME"] = str(home)
     for variable in ("PWML_RAW", "PWML_PREPROCESSED", "PWML_RESULTS", "nnUNet_raw"):
         os.environ.pop(variable, None)
-    if not (raw / "dataset.json").is_file():
-        write_dataset(raw)
-    predictions, page = home / "predictions", home / "report.html"
-    images, masks = ["--images", str(raw / "imagesTs")], ["-r", str(raw / "labelsTs"), "-p", str(predictions)]
-    steps: list[tuple[Command, list[str]]] = [
-        (plan_and_preprocess, ["-d", "1"]),
-        (train, ["1", "0", "1", "--epochs", str(arguments.epochs)]),
-        (find_best, ["1"]),
-        (predict, ["-i", str(raw / "imagesTs"), "-o", str(predictions), "--save-probabilities", "--review"]),
-        (evaluate, [*masks, *images]),
-        (report, [*masks, *images, "-o", str(page)]),
-    ]
-    say(f"synthetic neonatal T1 heads in {raw}")
-    for step, options in steps:
+    say(f"{demo.cases} in {raw}")
+    for step, options in _steps(str(demo.number), home, raw, arguments.epochs):
         say(f"\n$ pwml_{step.__name__} {' '.join(options)}")
         step(options)
-    say(f"\ndone; open {page} in a browser")
+    say(f"\ndone; open {home / 'report.html'} in a browser")
+
+
+def _write_cases(raw: Path, modality: str) -> None:
+    from pwmlunet.demo.dataset import write_dataset
+
+    if others := [folder for folder in raw.parent.glob("Dataset*") if folder.name != raw.name]:
+        raise PwmlError(f"{others[0]} is another dataset: give the demo a --folder of its own")
+    if not (raw / "dataset.json").is_file():
+        write_dataset(raw, modality=modality)
+
+
+def _steps(number: str, home: Path, raw: Path, epochs: int) -> list[tuple[Command, list[str]]]:
+    """Each command of the whole job and its options."""
+    predictions = home / "predictions"
+    images, masks = ["--images", str(raw / "imagesTs")], ["-r", str(raw / "labelsTs"), "-p", str(predictions)]
+    return [
+        (plan_and_preprocess, ["-d", number]),
+        (train, [number, "0", "1", "--epochs", str(epochs)]),
+        (find_best, [number]),
+        (predict, ["-i", str(raw / "imagesTs"), "-o", str(predictions), "--save-probabilities", "--review"]),
+        (evaluate, [*masks, *images]),
+        (report, [*masks, *images, "-o", str(home / "report.html")]),
+    ]
 
 
 @command(_run_demo)
@@ -46,8 +80,12 @@ def demo() -> Parser:
         "pwml_demo", "Make synthetic cases, then plan, train, calibrate, predict, score and report."
     )
     parser.add_argument(
-        "--folder", type=Path, default=Path("demo"), help="where everything goes (default: demo)"
+        "--modality",
+        choices=sorted(_DEMOS),
+        default="t1",
+        help="t1: neonatal heads; cus: cranial ultrasound in three dimensions (default: t1)",
     )
+    parser.add_argument("--folder", type=Path, help="where everything goes (default: demo; demo/cus for cus)")
     parser.add_argument(
         "--epochs", type=int, default=20, help="epochs of each of the two folds (default: 20)"
     )

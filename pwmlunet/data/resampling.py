@@ -11,13 +11,13 @@ from torch.nn.functional import interpolate
 
 def resize_images(images: NDArray[Any], shape_yx: tuple[int, int]) -> NDArray[np.float32]:
     """Images (..., Y, X) on another grid: cubic where it is finer, mean over the area where it is coarser."""
+    if tuple(images.shape[-2:]) == shape_yx:
+        return np.asarray(images, np.float32)
     tensor = torch.from_numpy(np.ascontiguousarray(images, np.float32))
     return np.asarray(_resize(tensor, shape_yx).numpy())
 
 
 def _resize(tensor: Tensor, shape_yx: tuple[int, int]) -> Tensor:
-    if tuple(tensor.shape[-2:]) == shape_yx:
-        return tensor
     if shape_yx[0] < tensor.shape[-2] or shape_yx[1] < tensor.shape[-1]:
         return area_mean(tensor, shape_yx)
     slices = tensor.reshape(-1, 1, *tensor.shape[-2:])

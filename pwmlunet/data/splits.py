@@ -11,8 +11,6 @@ from pwmlunet.config import join
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import read_json, write_json
 
-N_FOLDS = 5
-
 
 @dataclass(frozen=True)
 class Split:
@@ -25,9 +23,9 @@ class Split:
 
 
 def make_splits(
-    subject_of_case: Mapping[str, str], lesions_of_case: Mapping[str, int], *, seed: int = 0
+    subject_of_case: Mapping[str, str], lesions_of_case: Mapping[str, int], *, n_folds: int, seed: int = 0
 ) -> list[Split]:
-    """Five folds (fewer with fewer subjects), each held-out part with a like share of lesions.
+    """So many folds (fewer with fewer subjects), each held-out part with a like share of lesions.
 
     Subjects are sorted by their number of lesions and dealt out; within each deal chance decides.
 
@@ -43,7 +41,7 @@ def make_splits(
         )
     rng = np.random.default_rng(seed)
     ranked = sorted(load, key=lambda subject: (-load[subject], subject))
-    n_folds = min(N_FOLDS, len(ranked))
+    n_folds = min(n_folds, len(ranked))
     fold_of: dict[str, int] = {}
     for start in range(0, len(ranked), n_folds):
         deal = ranked[start : start + n_folds]

@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, Literal
@@ -15,7 +16,43 @@ from pwmlunet.data.image import Geometry
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import explain, make_folder
 
-Axis = Literal["z", "y", "x"]
+SliceAxis = Literal["z", "y", "x", "axial", "coronal", "sagittal"]
+
+
+@dataclass(frozen=True)
+class Orientation(Config):
+    """How the file's axes lie in the grid: slices first, then rows, then columns."""
+
+    order: tuple[int, int, int] = (0, 1, 2)
+    """The file's axes (0 is z, 1 is y, 2 is x) that became slices, rows and columns."""
+    flipped: tuple[bool, bool, bool] = (False, False, False)
+    """Which of slices, rows and columns run against the file's axis."""
+
+    def to_grid(self, array: NDArray[Any]) -> NDArray[Any]:
+        """A view of an array (…, Z, Y, X) in the file's order, with slices, rows and columns last."""
+        n_before = array.ndim - 3
+        ordered = array.transpose(*range(n_before), *(n_before + axis for axis in self.order))
+        return self._flip(ordered)
+
+    def to_file(self, array: NDArray[Any]) -> NDArray[Any]:
+        """A view of an array (…, slices, rows, columns) in the file's order: the inverse of `to_grid`."""
+        n_before = array.ndim - 3
+        back = (n_before + self.order.index(axis) for axis in range(3))
+        return self._flip(array).transpose(*range(n_before), *back)
+
+    def _flip(self, array: NDArray[Any]) -> NDArray[Any]:
+        z, y, x = (slice(None, None, -1 if flip else 1) for flip in self.flipped)
+        return array[..., z, y, x]
+
+
+@dataclass(frozen=True)
+class Rigid(Config):
+    """A rotation and a shift from a case's grid to a reference's, in mm from the middle of each grid."""
+
+    rotation_zyx: tuple[float, float, float, float, float, float, float, float, float]
+    """Row by row, for (slices, rows, columns)."""
+    translation_zyx_mm: tuple[float, float, float]
+    """Added after the rotation."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +61,14 @@ class WayBack(Config):
 
     geometry: Geometry
     """The grid of the case's own files."""
-    slice_axis: Axis
-    """The file's axis along which slices are stacked; it became the first."""
+    orientation: Orientation
+    """How the file's axes lie in the grid."""
     box_zyx: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     """The crop on the reordered axes; it may reach beyond the image."""
     grid_shape_zyx: tuple[int, int, int]
     """The shape after cropping and resampling."""
+    to_reference: Rigid | None = None
+    """Where the case lies beside the reference of its dataset; null where middles are laid on each other."""
 
     @property
     def slice_shape_yx(self) -> tuple[int, int]:
@@ -39,16 +78,36 @@ class WayBack(Config):
     @property
     def spacing_zyx_mm(self) -> tuple[float, float, float]:
         """The spacing of the resampled grid."""
-        order = slice_order(self.slice_axis)
-        spacing = [self.geometry.spacing_zyx_mm[i] for i in order]
+        spacing = [self.geometry.spacing_zyx_mm[i] for i in self.orientation.order]
         lengths = [stop - start for start, stop in self.box_zyx]
         z, y, x = (s * b / g for s, b, g in zip(spacing, lengths, self.grid_shape_zyx, strict=True))
         return z, y, x
 
 
-def slice_order(slice_axis: Axis) -> tuple[int, int, int]:
-    """The file's axes (of z, y, x) in the order slice axis, rows, columns."""
-    return {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}[slice_axis]
+_FILE_ORDERS = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}
+
+_LEFT, _BACK, _UP = 0, 1, 2  # the axes of the scanner's space, as they run (LPS)
+_RUNS = {
+    "axial": ((_UP, 1), (_BACK, 1), (_LEFT, 1)),
+    "coronal": ((_BACK, 1), (_UP, -1), (_LEFT, 1)),
+    "sagittal": ((_LEFT, 1), (_UP, -1), (_BACK, 1)),
+}  # where slices, rows and columns lead; -1 is against the axis
+
+
+def orientation_of(geometry: Geometry, slice_axis: SliceAxis) -> Orientation:
+    """How a file's axes become slices, rows and columns.
+
+    "z", "y" and "x" are the file's axes as they run. For the others the affine decides, so that a head looks
+    the same from every file: axial slices run upwards, coronal ones to the back, sagittal ones to the left;
+    rows run downwards (in axial slices to the back), columns to the left (in sagittal slices to the back).
+    """
+    if slice_axis in _FILE_ORDERS:
+        return Orientation(_FILE_ORDERS[slice_axis])
+    cosines = np.reshape(geometry.direction_xyz, (3, 3))[:, ::-1]  # (to left, back, up; the file's z, y, x)
+    near = max(permutations(range(3)), key=lambda axes: np.abs(cosines[range(3), axes]).sum())
+    runs = [(near[to], bool(sign * cosines[to, near[to]] < 0)) for to, sign in _RUNS[slice_axis]]
+    (z, flip_z), (y, flip_y), (x, flip_x) = runs
+    return Orientation((z, y, x), (flip_z, flip_y, flip_x))
 
 
 @dataclass(frozen=True)
@@ -67,8 +126,8 @@ class PreprocessedCase:
     """A case on the network's grid. Arrays read from a store are views of files."""
 
     facts: CaseFacts
-    image: NDArray[np.float32]
-    """(C, Z, Y, X), normalised."""
+    image: NDArray[Any]
+    """(C, Z, Y, X), normalised; float32, or float16 where the preparation says so."""
     mask: NDArray[np.uint8] | None = None
     """(Z, Y, X), the label values of the raw dataset; none for a case to predict."""
     reference: NDArray[np.uint8] | None = None
@@ -91,9 +150,12 @@ class CaseStore:
         return sorted(p.parent.name for p in self.folder.glob("*/case.json"))
 
     def facts(self, name: str) -> CaseFacts | None:
-        """What is known of a case; none where it is not finished."""
+        """What is known of a case; none where it is not finished, or was written by another version."""
         path = self.folder / name / "case.json"
-        return CaseFacts.read(path) if path.is_file() else None
+        try:
+            return CaseFacts.read(path) if path.is_file() else None
+        except PwmlError:  # it is made again, as one that is not there
+            return None
 
     def write(self, case: PreprocessedCase) -> None:
         """Writes a case; `case.json` comes last, and its presence says that the case is whole."""

@@ -42,14 +42,18 @@ class Calibration:
     """At one point (P is 1), which may be another for each subject."""
 
 
-def calibrate(tables: Sequence[CaseTable], wish: Wish | None = None) -> Calibration:
+def calibrate(
+    tables: Sequence[CaseTable], wish: Wish | None = None, *, smallest_lesion_mm3: float = 0.0
+) -> Calibration:
     """The settings, by lesion F1 or by a wish, and the counts of each subject at the point that the others choose.
+
+    Smaller components than the plan's smallest lesion are removed at every point.
 
     Raises:
         PwmlError: the wish cannot be kept: what can is said.
     """
     temperature = find_temperature(tables)
-    grid = make_grid(tables, temperature.value)
+    grid = make_grid(tables, temperature.value, smallest_lesion_mm3)
     counts = count(tables, grid)
     chosen, by_others = choose(counts, grid, wish)
     if wish:
@@ -75,8 +79,7 @@ def calibrate(tables: Sequence[CaseTable], wish: Wish | None = None) -> Calibrat
 
 
 def _fixed(counts: Counts, grid: Grid, threshold: float) -> Counts:
-    point = grid.points.index(Postprocessing(threshold))
-    return counts.at(np.full(len(counts.subjects), point))
+    return counts.at(np.full(len(counts.subjects), grid.fixed(threshold)))
 
 
 def _figures(counts: Counts) -> Figures:

@@ -66,28 +66,38 @@ class Grid:
     distances: NDArray[np.float64]
     """How far each point is from the default (P,): |logit of the threshold| + steps of size + steps of peak."""
 
+    smallest_lesion_mm3: float = 0.0
+    """The smallest size of the default."""
+
     @property
     def default(self) -> int:
         """Number of the default point."""
-        return self.points.index(Postprocessing())
+        return self.fixed(Postprocessing().threshold)
+
+    def fixed(self, threshold: float) -> int:
+        """Number of the point with a threshold and otherwise the default's settings."""
+        return self.points.index(Postprocessing(threshold, self.smallest_lesion_mm3))
 
 
-def make_grid(tables: Sequence[CaseTable], temperature: float = 1.0) -> Grid:
-    """The points for some cases, each of which can be moved along to a temperature.
+def make_grid(
+    tables: Sequence[CaseTable], temperature: float = 1.0, smallest_lesion_mm3: float = 0.0
+) -> Grid:
+    """The points for some cases, each of which can be moved along to a temperature; no lesion is smaller than given.
 
     Sizes are quantiles of the reference lesions' volumes. A subject that is left out when the others choose
     among them has had its share in them: so far nested figures are not nested.
     """
     volumes = np.concatenate([t.reference_volumes_mm3 for t in tables])
     quantiles = np.quantile(volumes, SMALLEST_QUANTILES, method="lower") if len(volumes) else []
-    sizes = sorted({0.0, *map(float, quantiles)})
+    least = smallest_lesion_mm3
+    sizes = sorted({least, *(size for q in quantiles if (size := float(q)) > least)})
     peaks = [p for p in LEAST_PEAKS if math.log(p / (1 - p)) <= MOST_CUT * temperature]
     points, distances = [], []
     for threshold, (i, size), (j, peak) in product(THRESHOLDS, enumerate(sizes), enumerate((0.0, *peaks))):
         if peak == 0 or peak > threshold:
             points.append(Postprocessing(threshold, size, peak))
             distances.append(abs(math.log(threshold / (1 - threshold))) + i + j)
-    return Grid(tuple(points), np.array(distances))
+    return Grid(tuple(points), np.array(distances), least)
 
 
 def count(tables: Sequence[CaseTable], grid: Grid) -> Counts:

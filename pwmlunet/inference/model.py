@@ -14,11 +14,24 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.files import read_json, replacing
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.networks.base import SegmentationNetwork
+from pwmlunet.planning.alignment import REFERENCE, CoarseImage
+from pwmlunet.planning.density import Density
 from pwmlunet.planning.plan import Configuration, Plan, read_labels
 from pwmlunet.planning.preprocessing import Preparation
 
 ALL = "all"
 """The fold that trains on every case."""
+
+DENSITY = "density.npz"
+"""A fold's prior density, in its folder."""
+
+
+@dataclass(frozen=True, eq=False)
+class FoldNetwork:
+    """What a fold's training made: a network, and the prior density it takes, if any."""
+
+    network: SegmentationNetwork
+    density: Density | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +66,25 @@ class TrainedModel:
             plan,
             configuration,
             read_labels(folder / "dataset.json"),
-            Postprocessing.read(postprocessing) if postprocessing.is_file() else Postprocessing(),
+            Postprocessing.read(postprocessing)
+            if postprocessing.is_file()
+            else Postprocessing(smallest_lesion_mm3=plan.smallest_lesion_mm3),
         )
 
     @property
     def preparation(self) -> Preparation:
         """How the configuration's cases are prepared."""
         return self.plan.preparations[self.configuration.preparation]
+
+    @property
+    def unchosen(self) -> Postprocessing:
+        """What makes masks until pwml_find_best has chosen."""
+        return Postprocessing(smallest_lesion_mm3=self.plan.smallest_lesion_mm3)
+
+    @property
+    def reference(self) -> CoarseImage | None:
+        """What cases are registered to; none where they are not."""
+        return CoarseImage.read(self.folder / REFERENCE) if self.preparation.align == "rigid" else None
 
     def fold_folder(self, fold: str) -> Path:
         """Where a fold's files are."""
@@ -73,7 +98,15 @@ class TrainedModel:
         """The configuration's network with random weights."""
         return self.configuration.network.build(len(self.plan.channel_names), len(self.labels.targets))
 
-    def load(self, folds: Sequence[str] | None) -> list[SegmentationNetwork]:
+    def density(self, fold: str) -> Density | None:
+        """The prior density that a fold was trained with; none for a network that takes none.
+
+        Raises:
+            PwmlError: its file is missing or damaged.
+        """
+        return Density.read(self.fold_folder(fold) / DENSITY) if self.configuration.prior else None
+
+    def load(self, folds: Sequence[str] | None) -> list[FoldNetwork]:
         """The networks of the given folds (all finished ones by default), in evaluation mode.
 
         Raises:
@@ -88,7 +121,7 @@ class TrainedModel:
             )
         return [self._load_fold(fold) for fold in chosen]
 
-    def _load_fold(self, fold: str) -> SegmentationNetwork:
+    def _load_fold(self, fold: str) -> FoldNetwork:
         path = self.fold_folder(fold) / "weights.pt"
         network = self.build()
         try:
@@ -97,7 +130,7 @@ class TrainedModel:
             raise PwmlError(
                 f"{path} belongs to another network than plan.json describes: train again"
             ) from error
-        return network.eval()
+        return FoldNetwork(network.eval(), self.density(fold))
 
 
 def load_tensors(path: Path) -> Any:

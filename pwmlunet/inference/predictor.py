@@ -1,8 +1,8 @@
 """Predictor: from images to probabilities and masks on each image's own grid."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,13 @@ from pwmlunet.evaluation.masks import DESCRIPTION
 from pwmlunet.evaluation.probabilities import write_probability
 from pwmlunet.files import make_folder, read_json, write_json
 from pwmlunet.inference.device import choose_device, keep_freed_memory, prediction_format
-from pwmlunet.inference.model import TrainedModel
+from pwmlunet.inference.model import FoldNetwork, TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
-from pwmlunet.inference.sliding_window import Window, predict_volume
-from pwmlunet.networks.base import SegmentationNetwork
-from pwmlunet.planning.cropping import foreground
+from pwmlunet.inference.sliding_window import PlacedNetwork, Window, predict_volume
+from pwmlunet.planning.alignment import CoarseImage
 from pwmlunet.planning.fingerprint import channel_facts
 from pwmlunet.planning.plan import ExpectedInput
-from pwmlunet.planning.preprocessing import prepare, read_case, restore
+from pwmlunet.planning.preprocessing import find_head, prepare, read_case, restore
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class Prediction:
     spread: NDArray[np.float32] | None = None
     """Standard deviation over the networks, before calibration, of the probability's shape; None for one network."""
     head_centre_zyx: tuple[float, float, float] | None = None
-    """The middle of the head in voxels; None where the image itself was not seen."""
+    """The middle of the head, or of the fan of ultrasound, in voxels; None where the image itself was not seen."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,9 @@ class _Member:
     """A model, its networks, and how they are led over a volume."""
 
     model: TrainedModel
-    networks: list[SegmentationNetwork]
+    networks: list[FoldNetwork]
     window: Window
+    reference: CoarseImage | None
 
 
 class Predictor:
@@ -72,7 +72,7 @@ class Predictor:
     def __init__(
         self,
         *models: TrainedModel,
-        networks: Sequence[SegmentationNetwork] | None = None,
+        networks: Sequence[FoldNetwork] | None = None,
         folds: Sequence[str] | None = None,
         device: str = "auto",
         flips: bool = True,
@@ -82,8 +82,9 @@ class Predictor:
         self.members = [
             _Member(
                 model,
-                [n.to(self.device) for n in networks or model.load(folds)],
+                [replace(n, network=n.network.to(self.device)) for n in networks or model.load(folds)],
                 Window(model.configuration, flips, prediction_format(self.device)),
+                model.reference,
             )
             for model in models
         ]
@@ -118,18 +119,24 @@ class Predictor:
             if spacing_zyx_mm is None:
                 raise ValueError("give spacing_zyx_mm or geometry")
             geometry = Geometry(channels[0].shape, spacing_zyx_mm)
-        return self._predict(channels, geometry, foreground(channels[0]))
+        head = find_head(channels[0], self.model.preparation)
+        return self._predict(channels, geometry, head, "array")
 
     def _predict(
-        self, channels: list[NDArray[Any]], geometry: Geometry, head: NDArray[np.bool_]
+        self, channels: list[NDArray[Any]], geometry: Geometry, head: NDArray[np.bool_], name: str
     ) -> Prediction:
-        maps = []
-        for member in self.members:
-            image, _, way_back = prepare(channels, geometry, member.model.preparation)
-            maps.append(self._ask(member, image, way_back))
-        return self._finish(*_together(maps), geometry, _middle(head))
+        maps = (self._prepare_and_ask(member, channels, geometry, name) for member in self.members)
+        return self._finish(*_together(maps, len(self.members)), geometry, _middle(head))
 
-    def predict_prepared(self, image: NDArray[np.float32], way_back: WayBack) -> Prediction:
+    def _prepare_and_ask(
+        self, member: _Member, channels: list[NDArray[Any]], geometry: Geometry, name: str
+    ) -> _Maps:
+        image, _, way_back = prepare(
+            channels, geometry, member.model.preparation, reference=member.reference, name=name
+        )
+        return self._ask(member, image, way_back)
+
+    def predict_prepared(self, image: NDArray[np.floating[Any]], way_back: WayBack) -> Prediction:
         """The prediction for a case (C, Z, Y, X) that is on the grid of the first model's network already."""
         return self._finish(*self._ask(self.members[0], image, way_back), way_back.geometry)
 
@@ -137,19 +144,27 @@ class Predictor:
         """The prediction for a case's files; what does not look like the training cases is logged."""
         images, _ = read_case(files, None)
         channels, geometry = [image.array for image in images], images[0].geometry
-        head = foreground(channels[0])
+        head = find_head(channels[0], self.model.preparation)
         for oddity in oddities(channels, geometry, self.model.plan.expected_input, head):
             logger.warning("case %s: %s", files.name, oddity)
-        return self._predict(channels, geometry, head)
+        return self._predict(channels, geometry, head, files.name)
 
-    def _ask(self, member: _Member, image: NDArray[np.float32], way_back: WayBack) -> _Maps:
+    def predict_slices(
+        self, image: NDArray[np.floating[Any]], way_back: WayBack, slices: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Probabilities (K, n, Y, X) of the first model for slices [start, stop) of a prepared case, on its grid."""
+        member = self.members[0]
+        networks = _placed(member.networks, way_back)
+        mean, _ = predict_volume(networks, image, member.window, self.device, slices)
+        return self.postprocessing.calibrate(mean.numpy())
+
+    def _ask(self, member: _Member, image: NDArray[np.floating[Any]], way_back: WayBack) -> _Maps:
         """A member's probabilities and their spread on the case's own grid."""
-        tensor = torch.from_numpy(np.array(image, np.float32))  # a copy: a memory map is read-only
-        mean, spread = predict_volume(member.networks, tensor, member.window, self.device)
-        return (
-            restore(mean, way_back).numpy(),
-            None if spread is None else restore(spread, way_back).numpy(),
-        )
+        networks = _placed(member.networks, way_back)
+        mean, spread = predict_volume(networks, image, member.window, self.device)
+        restored = restore(mean, way_back).numpy()
+        del mean  # a large volume's maps take a few hundred megabytes each
+        return restored, None if spread is None else restore(spread, way_back).numpy()
 
     def _finish(
         self,
@@ -163,13 +178,26 @@ class Predictor:
         return Prediction(probability, mask, geometry, spread, head_centre_zyx)
 
 
-def _together(maps: Sequence[_Maps]) -> _Maps:
+def _placed(networks: Sequence[FoldNetwork], way_back: WayBack) -> list[PlacedNetwork]:
+    """The networks with their densities laid over a case."""
+    return [PlacedNetwork(n.network, n.density.place(way_back) if n.density else None) for n in networks]
+
+
+def _together(maps: Iterator[_Maps], n_models: int) -> _Maps:
     """The mean over the models, and the spread over all their networks as if each model had as many."""
-    if len(maps) == 1:
-        return maps[0]
-    mean = np.mean([p for p, _ in maps], axis=0)
-    square = np.mean([p**2 + (0 if spread is None else spread**2) for p, spread in maps], axis=0)
-    return mean, np.sqrt(np.maximum(square - mean**2, 0))
+    first, spread = next(maps)
+    if n_models == 1:
+        return first, spread
+    mean: NDArray[np.float32] = first / np.float32(n_models)
+    square = _second_moment(first, spread) / n_models
+    for probability, spread in maps:
+        mean += probability / n_models
+        square += _second_moment(probability, spread) / n_models
+    return mean, np.sqrt(np.maximum(square - mean**2, 0), dtype=np.float32)
+
+
+def _second_moment(mean: NDArray[np.float32], spread: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    return mean**2 if spread is None else mean**2 + spread**2
 
 
 def _middle(head: NDArray[np.bool_]) -> tuple[float, float, float]:

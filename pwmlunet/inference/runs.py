@@ -142,8 +142,8 @@ def multiply_adds(run: Run) -> float:
 
 
 def _seen_shape(model: TrainedModel, way_back: WayBack) -> tuple[int, int, int, int, int]:
-    """The prepared case as the network sees it: slices repeated at both ends, sides up to its stride."""
+    """The prepared case as the network sees it: slices repeated at both ends, sides up to its strides."""
     network = model.configuration.network
-    z, y, x = way_back.grid_shape_zyx
-    y, x = (math.ceil(n / network.stride) * network.stride for n in (y, x))
-    return 1, len(model.plan.channel_names), z + network.n_slices - 1, y, x
+    strides = network.slice_stride, network.stride, network.stride
+    z, y, x = (math.ceil(n / s) * s for n, s in zip(way_back.grid_shape_zyx, strides, strict=True))
+    return 1, len(model.plan.channel_names) + network.takes_prior, z + network.n_slices - 1, y, x

@@ -127,7 +127,7 @@ def find_best(
     file = _POSTPROCESSING if len(names) > 1 else f"{names[0]}/{_POSTPROCESSING}"
     ranked = tuple(sorted(candidates, key=_rank))
     best = Best(_VERSION, names, file, criterion, (reason, *unable, *left_out), ranked)
-    _write(folder / file, postprocessing)
+    _write(folder / file, postprocessing, TrainedModel.open(folder / names[0]).unchosen)
     best.write(folder / _FILE)
     closing = f"written to {folder / _FILE} and {folder / file}: pwml_predict uses it from now on"
     return Found(best, postprocessing, "\n".join([*_lines(best), text(postprocessing), closing]))
@@ -174,13 +174,18 @@ def _calibrate_all(
     calibrations, kept, problems = [], [], []
     for rows, group in zip(tables, groups, strict=True):
         try:
-            calibrations.append(calibrate(rows, wish))
+            calibrations.append(calibrate(rows, wish, smallest_lesion_mm3=_smallest(group)))
             kept.append(group)
         except PwmlError as error:
             problems.append(f"{_together(r.name for r in group)}: {error}")
     if not kept:
         raise PwmlError.listing("nothing keeps the wish", problems)
     return calibrations, kept, problems
+
+
+def _smallest(group: Sequence[Run]) -> float:
+    """The smallest lesion of the runs' plans, the largest where they differ."""
+    return max(run.model.plan.smallest_lesion_mm3 for run in group)
 
 
 def _judge(
@@ -280,9 +285,9 @@ def _together(names: Iterable[str]) -> str:
     return " + ".join(names)
 
 
-def _write(path: Path, postprocessing: Postprocessing) -> None:
+def _write(path: Path, postprocessing: Postprocessing, unchosen: Postprocessing) -> None:
     """Writes the settings; others that were there, which a person may have made, are kept as postprocessing.json.old."""
-    if path.is_file() and Postprocessing.read(path) not in (Postprocessing(), postprocessing):
+    if path.is_file() and Postprocessing.read(path) not in (unchosen, postprocessing):
         shutil.copyfile(path, path.with_name(f"{path.name}.old"))
     postprocessing.write(path)
 

@@ -1,14 +1,18 @@
 """A network over a whole volume: runs of slices, tiles, flips, and their weighted mean."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
 from pwmlunet.inference.device import autocast
 from pwmlunet.networks.base import SegmentationNetwork
+from pwmlunet.planning.density import PlacedDensity
 from pwmlunet.planning.plan import Configuration
 
 _VOXELS_A_PASS = {"cpu": 2**17, "cuda": 2**22}
@@ -26,47 +30,112 @@ class Window:
     """The format of the network's arithmetic."""
 
 
+@dataclass(frozen=True, eq=False)
+class PlacedNetwork:
+    """A network, and the prior density it takes, laid over the volume."""
+
+    network: SegmentationNetwork
+    prior: PlacedDensity | None = None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Slices that a network sees in one pass, and what it says about some of them."""
+
+    outputs: list[int]
+    """The slices to predict."""
+    inputs: list[int]
+    """The slices to show for them; beyond the first and last, these are repeated."""
+    weights: list[float]
+    """What counts of each predicted slice; over all runs the weights of a slice add up to 1."""
+
+
 @torch.inference_mode()
 def predict_volume(
-    networks: Sequence[SegmentationNetwork], image: Tensor, window: Window, device: torch.device
+    networks: Sequence[PlacedNetwork],
+    image: NDArray[np.floating[Any]],
+    window: Window,
+    device: torch.device,
+    slices: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Mean probabilities (K, Z, Y, X) of the networks for an image (C, Z, Y, X), and their spread, on the CPU.
 
-    The spread is the standard deviation over the networks at each voxel, None for one network. Slices beyond
-    the first and last repeat these, so that a volume of one slice can be predicted.
+    The spread is the standard deviation over the networks at each voxel, None for one network; where runs of
+    slices overlap, the mean of the runs' spreads. Slices beyond the first and last repeat these, so that a
+    volume of one slice can be predicted. The image, which may be a file's, is read by runs of slices.
+
+    Args:
+        networks: The networks.
+        image: Of any floating type.
+        window: How they are led over it.
+        device: What they compute on.
+        slices: First and end of the slices to predict; all of them by default.
     """
     configuration = window.configuration
-    stride = configuration.network.stride
+    start, stop = slices or (0, image.shape[1])
     rows, columns = image.shape[-2:]
-    padded = pad(image, (0, -columns % stride, 0, -rows % stride), mode="replicate")
+    padding = (0, -columns % configuration.network.stride, 0, -rows % configuration.network.stride)
+    voxels = (rows + padding[3]) * (columns + padding[1])
+    most = max(1, _VOXELS_A_PASS.get(device.type, 2**17) // voxels)
     results: list[Tensor] = []
-    for outputs, inputs in _runs(image.shape[1], configuration, _slices_a_pass(padded, device)):
-        part = padded[:, inputs].to(device, non_blocking=True)
-        each = torch.stack([_predict_run(network, part, window) for network in networks])
+    for run in _runs(image.shape[1], (start, stop), configuration, most):
+        shown = torch.from_numpy(np.asarray(image[:, run.inputs], np.float32)).to(device)
+        shown = pad(shown, padding, mode="replicate")
+        each = torch.stack(
+            [_predict_run(n.network, _with_prior(shown, n.prior, run), window) for n in networks]
+        )
+        each = each[:, :, : len(run.outputs), :rows, :columns].cpu()
         found = [each.mean(0), each.std(0, correction=0)][: len(networks)]
         if not results:
-            results = [torch.empty(each.shape[1], image.shape[1], *padded.shape[-2:]) for _ in found]
+            results = [torch.zeros(each.shape[1], stop - start, rows, columns) for _ in found]
+        weights = torch.tensor(run.weights)[:, None, None]
         for result, values in zip(results, found, strict=True):
-            result[:, outputs] = values.cpu()
-    mean, *spread = (result[..., :rows, :columns] for result in results)
+            result[:, [z - start for z in run.outputs]] += values * weights
+    mean, *spread = results
     return mean, spread[0] if spread else None
 
 
-def _slices_a_pass(image: Tensor, device: torch.device) -> int:
-    voxels = image.shape[-2] * image.shape[-1]
-    return max(1, _VOXELS_A_PASS.get(device.type, 2**17) // voxels)
+def _with_prior(shown: Tensor, prior: PlacedDensity | None, run: _Run) -> Tensor:
+    """What is shown (C, Z, Y, X) with the prior density as one more channel."""
+    if prior is None:
+        return shown
+    density = prior.region(run.inputs, (0, shown.shape[-2]), (0, shown.shape[-1]))
+    return torch.cat((shown, torch.from_numpy(density)[None].to(shown)))
 
 
-def _runs(n_slices: int, configuration: Configuration, most: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Slices to predict and the slices to show for them, T − 1 more; each run has the step's distance."""
+def _runs(n_slices: int, wanted: tuple[int, int], configuration: Configuration, most: int) -> Iterator[_Run]:
+    """The runs that predict the wanted slices of a volume."""
+
+    def kept(places: Sequence[int]) -> list[int]:
+        return [min(max(z, 0), n_slices - 1) for z in places]
+
+    depth = configuration.patch_slices
+    if depth > 1:
+        yield from _overlapping(wanted, depth, kept)
+        return
     step, reach = configuration.slice_step, configuration.network.n_slices // 2
-    for first in range(min(step, n_slices)):
-        outputs = list(range(first, n_slices, step))
+    for first in range(wanted[0], min(wanted[0] + step, wanted[1])):
+        outputs = list(range(first, wanted[1], step))
         for start in range(0, len(outputs), most):
             part = outputs[start : start + most]
             before = [part[0] - step * i for i in range(reach, 0, -1)]
             after = [part[-1] + step * i for i in range(1, reach + 1)]
-            yield part, [min(max(z, 0), n_slices - 1) for z in (*before, *part, *after)]
+            yield _Run(part, kept([*before, *part, *after]), [1.0] * len(part))
+
+
+def _overlapping(
+    wanted: tuple[int, int], depth: int, kept: Callable[[Sequence[int]], list[int]]
+) -> Iterator[_Run]:
+    """Runs of `depth` slices for a network of volumes, which overlap by half; the middle of each counts most."""
+    starts = [wanted[0] + start for start in tile_starts(wanted[1] - wanted[0], depth, depth // 2)]
+    bell = _bell(depth)
+    norm = torch.zeros(wanted[1] + depth)
+    for start in starts:
+        norm[start : start + depth] += bell
+    for start in starts:
+        outputs = list(range(start, min(start + depth, wanted[1])))
+        weights = (bell / norm[start : start + depth])[: len(outputs)].tolist()
+        yield _Run(outputs, kept(range(start, start + depth)), weights)
 
 
 def _predict_run(network: SegmentationNetwork, part: Tensor, window: Window) -> Tensor:

@@ -19,10 +19,11 @@ Norm = Literal["batch", "instance"]
 
 @dataclass
 class Batch:
-    """Patches to learn from; a network that sees T slices at once labels Z' = Z − T + 1 of Z."""
+    """Patches to learn from; a network that makes a slice from T slices labels Z' = Z − T + 1 of Z."""
 
     image: Tensor
-    """(B, C, Z, Y, X), normalised intensities."""
+    """(B, C, Z, Y, X), normalised intensities; for a network that takes a prior (B, C + 1, Z, Y, X), with the prior
+    density of lesions, 0 to 1, as the last channel."""
     target: Tensor
     """(B, K, Z', Y, X), 1 inside the target and 0 outside, in floating point."""
     valid: Tensor
@@ -38,9 +39,10 @@ class SegmentationNetwork(nn.Module, ABC):
 
     @abstractmethod
     def segment(self, image: Tensor) -> Tensor:
-        """Probabilities (B, K, Z − T + 1, Y, X) in float32 for an image (B, C, Z, Y, X).
+        """Probabilities (B, K, Z − T + 1, Y, X) in float32 for an image (B, C, Z, Y, X), as in `Batch`.
 
         One pass over the image as it is: no tiles, no flips, and no change between training and evaluation mode.
+        Y and X must be multiples of the config's `stride`, and Z of its `slice_stride` where that is not 1.
         """
 
 
@@ -75,16 +77,26 @@ class NetworkConfig(Config, ABC):
     @property
     @abstractmethod
     def n_slices(self) -> int:
-        """T, the slices that one slice of the output is made from."""
+        """T, the slices that one slice of the output is made from; 1 for a network of volumes, which labels them all."""
 
     @property
     @abstractmethod
     def stride(self) -> int:
         """The in-plane size of the deepest voxel: Y and X of an image must be multiples of it."""
 
+    @property
+    def slice_stride(self) -> int:
+        """The slices of the deepest voxel, more than one in volumes alone: Z of an image must be a multiple of it."""
+        return 1
+
+    @property
+    def takes_prior(self) -> bool:
+        """Whether the image's last channel is a prior density of lesions."""
+        return False
+
     @abstractmethod
     def build(self, n_channels: int, n_targets: int) -> SegmentationNetwork:
-        """A new network with random weights for C channels and K targets."""
+        """A new network with random weights for C channels and K targets; a prior is not counted in C."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class UNetConfig(DenseConfig):
         """One: neighbouring slices do not meet."""
         return 1
 
-    def build(self, n_channels: int, n_targets: int) -> "UNet":
+    def build(self, n_channels: int, n_targets: int) -> DenseNetwork:
         """A new U-Net for C channels and K targets."""
         return UNet(self, n_channels, n_targets)
 
@@ -42,12 +42,19 @@ class UNet(DenseNetwork):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, Z, Y, X) for an image (B, C, Z, Y, X), each slice from itself alone."""
-        features = self.encoder[0](to_slices(image))  # (B·Z, C, Y, X)
-        levels = [features]
+        return to_volume(self.decode(self.encode(to_slices(image))), len(image))
+
+    def encode(self, slices: Tensor) -> list[Tensor]:
+        """The maps of each stage for slices (B·Z, C, Y, X), full resolution first."""
+        levels = [self.encoder[0](slices)]
         for stage in self.encoder[1:]:
-            features = stage(nn.functional.max_pool2d(features, 2))
-            levels.append(features)
+            levels.append(stage(nn.functional.max_pool2d(levels[-1], 2)))
+        return levels
+
+    def decode(self, levels: list[Tensor]) -> Tensor:
+        """Logits (B·Z, K, Y, X); takes the maps out of the list, so that each is freed when it has been used."""
         features = self.dropout(levels.pop())
         for up, stage in zip(self.up, self.decoder, strict=True):
             features = stage(torch.cat((up(features), levels.pop()), 1))
-        return to_volume(self.head(features), len(image))
+        logits: Tensor = self.head(features)
+        return logits

@@ -1,4 +1,4 @@
-"""Where the head or body lies in a volume."""
+"""Where the head, the body or the fan of an ultrasound probe lies in a volume."""
 
 from typing import Any
 
@@ -6,6 +6,12 @@ import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 from numpy.typing import NDArray
 from scipy import ndimage
+
+_MANY_BLOCKS = (
+    1e6  # of 4 x 4 x 4 voxels in a volume of 55 million; a volume of a million is looked at by voxel
+)
+_GAP = 2  # blocks on each side of a gap that a shadow or a vessel may leave in a fan
+_LEAST_BACKGROUND = 0.02  # of the field: with less around it nothing is a fan
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Half-open [start, stop) along z, y and x."""
@@ -36,6 +42,30 @@ def _otsu(values: NDArray[Any]) -> float:
     n, total = below[-1], sums[-1]
     between = (total * below / n - sums) ** 2 / np.maximum(below * (n - below), 1)
     return float(centres[np.argmax(between)])
+
+
+def find_fan(volume: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Where an ultrasound probe saw something in a volume (Z, Y, X); none where that cannot be told.
+
+    What it did not see holds one exact value, its corners'. The fan is the largest piece that does not, with
+    narrow shadows closed. In a large volume it is made of blocks, and so some voxels too large, never too small.
+    """
+    block = max(1, round((volume.size / _MANY_BLOCKS) ** (1 / 3)))
+    corners, counts = np.unique(volume[np.ix_((0, -1), (0, -1), (0, -1))], return_counts=True)
+    seen = volume != corners[np.argmax(counts)]
+    for axis, length in enumerate(volume.shape):
+        seen = np.logical_or.reduceat(seen, np.arange(0, length, block), axis)
+    field = (slice(_GAP, -_GAP),) * 3
+    near = ndimage.binary_dilation(np.pad(seen, _GAP), iterations=_GAP)
+    if not seen.any() or near[field].mean() > 1 - _LEAST_BACKGROUND:
+        return None
+    labelled, _ = ndimage.label(near)
+    largest = labelled == 1 + np.argmax(np.bincount(labelled.ravel())[1:])
+    fan = ndimage.binary_erosion(largest, iterations=_GAP)[field]
+    for axis in range(3):
+        fan = fan.repeat(block, axis)
+    z, y, x = volume.shape
+    return np.asarray(fan[:z, :y, :x])
 
 
 def box_of(mask: NDArray[np.bool_]) -> Box:

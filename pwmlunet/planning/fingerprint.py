@@ -1,7 +1,7 @@
 """Fingerprint: the facts of a raw dataset, from one pass in which every file is read once and verified."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from pwmlunet.data.image import Geometry
 from pwmlunet.data.parallel import map_cases
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.lesions import find_lesions
-from pwmlunet.planning.cropping import Box, box_of, foreground
+from pwmlunet.planning.cropping import Box, box_of, find_fan, foreground
+from pwmlunet.planning.modality import may_hold_fan
 from pwmlunet.planning.preprocessing import read_case
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class LesionFacts(Config):
     """Diameter of the disc with the area of its largest slice along each of the file's axes."""
     contrast: float
     """Its mean over the mean of a ring three pixels wide around it, in channel 0."""
+    centre_zyx: tuple[float, float, float]
+    """Mean place of its voxels along each of the file's axes, from 0."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,11 @@ class CaseFingerprint(Config):
     geometry: Geometry
     """Its grid."""
     head_box_zyx: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-    """The box of the head or body."""
+    """The box of the head or body; of the fan where there is one."""
+    head_voxels: int
+    """Voxels of the head, body or fan itself."""
+    has_fan: bool
+    """Whether the image is a fan in a field of zeros, as ultrasound is; not looked for in other images."""
     channels: tuple[ChannelFacts, ...]
     """One for each channel."""
     lesions: tuple[LesionFacts, ...]
@@ -117,7 +124,10 @@ def extract_fingerprint(dataset: Dataset, workers: int) -> Fingerprint:
         PwmlError: cases with problems, all of them listed; or there is no lesion at all.
     """
     cases, problems = map_cases(
-        lambda files: _case_fingerprint(files, dataset.labels), dataset.cases, workers=workers, title="look"
+        lambda files: _case_fingerprint(files, dataset.labels, dataset.channel_names),
+        dataset.cases,
+        workers=workers,
+        title="look",
     )
     if problems:
         raise PwmlError.listing(f"{dataset.name} has problems", problems)
@@ -136,28 +146,25 @@ def extract_fingerprint(dataset: Dataset, workers: int) -> Fingerprint:
     return Fingerprint(dataset.name, dataset.channel_names, tuple(cases))
 
 
-def _case_fingerprint(files: CaseFiles, labels: Labels) -> CaseFingerprint:
+def _case_fingerprint(files: CaseFiles, labels: Labels, channel_names: Sequence[str]) -> CaseFingerprint:
     channels, mask = read_case(files, labels)
     assert mask is not None
-    first = channels[0].array.astype(np.float32)
-    head = foreground(first)
-    known = labels.valid(mask.array).reshape(len(first), -1).any(1)
-    targets = labels.encode(mask.array)
-    lesion_slices = targets.any(0).reshape(len(first), -1).any(1)
-    geometry = channels[0].geometry
+    image, geometry = channels[0].array, channels[0].geometry
+    fan = find_fan(image) if may_hold_fan(channel_names, geometry) else None
+    head = foreground(image) if fan is None else fan
+    lesions, n_lesion_slices = _measure(mask.array, image, labels, geometry)
+    known = labels.valid(mask.array).reshape(len(image), -1).any(1)
     return CaseFingerprint(
         files.name,
         files.subject,
         geometry,
         box_of(head),
+        int(np.count_nonzero(head)),
+        fan is not None,
         tuple(channel_facts(channel.array, head) for channel in channels),
-        tuple(
-            lesion
-            for target, where in zip(labels.targets, targets, strict=True)
-            for lesion in _lesions(where, first, target.name, geometry)
-        ),
+        lesions,
         int(known.sum()),
-        int(lesion_slices.sum()),
+        n_lesion_slices,
     )
 
 
@@ -168,9 +175,37 @@ def channel_facts(image: NDArray[Any], head: NDArray[np.bool_]) -> ChannelFacts:
     return ChannelFacts(float(inside.mean()), float(inside.std()), (low, middle, high))
 
 
+def _measure(
+    mask: NDArray[Any], image: NDArray[Any], labels: Labels, geometry: Geometry
+) -> tuple[tuple[LesionFacts, ...], int]:
+    """A case's lesions and the number of slices with one, measured inside the box of what is labelled.
+
+    Lesions fill a thousandth of a volume of 55 million voxels; beyond their box there is nothing to count.
+    """
+    if not mask.any():
+        return (), 0
+    box = [
+        (max(0, start - _RING_VOXELS), min(size, stop + _RING_VOXELS))
+        for (start, stop), size in zip(box_of(mask != 0), mask.shape, strict=True)
+    ]
+    inside = tuple(slice(*interval) for interval in box)
+    targets, near = labels.encode(mask[inside]), image[inside].astype(np.float32)
+    lesions = tuple(
+        lesion
+        for target, where in zip(labels.targets, targets, strict=True)
+        for lesion in _lesions(where, near, target.name, geometry, [start for start, _ in box])
+    )
+    return lesions, int(targets.any((0, 2, 3)).sum())
+
+
 def _lesions(
-    mask: NDArray[np.bool_], image: NDArray[np.float32], target: str, geometry: Geometry
+    mask: NDArray[np.bool_],
+    image: NDArray[np.float32],
+    target: str,
+    geometry: Geometry,
+    corner_zyx: Sequence[int],
 ) -> Iterator[LesionFacts]:
+    """The facts of each lesion of a mask and an image that begin at `corner_zyx` of the whole ones."""
     import cc3d
 
     labelled, n_lesions = find_lesions(mask)
@@ -186,7 +221,8 @@ def _lesions(
         extent = (box[0][1] - box[0][0], box[1][1] - box[1][0], box[2][1] - box[2][0])
         z, y, x = (2 * float(np.sqrt(lesion.sum(plane).max() / np.pi)) for plane in ((1, 2), (0, 2), (0, 1)))
         contrast = _contrast(lesion, mask[around], image[around])
-        yield LesionFacts(target, n_voxels, n_voxels * voxel_mm3, extent, (z, y, x), contrast)
+        centre = (statistics["centroids"][index] + corner_zyx).tolist()
+        yield LesionFacts(target, n_voxels, n_voxels * voxel_mm3, extent, (z, y, x), contrast, tuple(centre))
 
 
 def _contrast(lesion: NDArray[np.bool_], any_lesion: NDArray[np.bool_], image: NDArray[np.float32]) -> float:

@@ -1,27 +1,35 @@
 """From a raw dataset to everything that training needs: fingerprint, plan, preprocessed cases, folds."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pwmlunet.config import join
 from pwmlunet.data.dataset import CaseFiles, Dataset, Labels, open_dataset
 from pwmlunet.data.parallel import map_cases
 from pwmlunet.data.splits import make_splits, read_splits, write_splits
-from pwmlunet.data.store import CaseStore, PreprocessedCase
+from pwmlunet.data.store import CaseStore, PreprocessedCase, WayBack
 from pwmlunet.data.workspace import Workspace
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.lesions import find_lesions
-from pwmlunet.files import write_json
+from pwmlunet.files import make_folder, write_json
+from pwmlunet.planning.alignment import REFERENCE, CoarseImage, coarse_image
+from pwmlunet.planning.budget import Budget
 from pwmlunet.planning.fingerprint import Fingerprint, extract_fingerprint
 from pwmlunet.planning.plan import Plan, write_plan
-from pwmlunet.planning.planner import PARENTS, Budget, make_plan
+from pwmlunet.planning.planner import make_plan, parents_of
 from pwmlunet.planning.preprocessing import Preparation, made_from, preprocess_case, restore
+from pwmlunet.planning.workers import affordable_workers
 
 logger = logging.getLogger(__name__)
+
+"""Beside the cases of a preparation that registers them: the image that they are registered to."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ def plan_and_preprocess(
     not asked for; a plan that is replaced is kept beside it as plan.json.old.
     """
     dataset = open_dataset(workspace.find_raw(identifier))
+    workers = affordable_workers(dataset.cases, workers)
     fingerprint = extract_fingerprint(dataset, workers)
     folder = workspace.preprocessed / dataset.name
     plan = _plan(folder, fingerprint, memory_gb, replan)
@@ -56,10 +65,10 @@ def plan_and_preprocess(
     fingerprint.write(folder / "fingerprint.json")
     used = {c.preparation for c in plan.configurations.values()}
     n_made = sum(
-        _preprocess(dataset, CaseStore(folder / name), plan.preparations[name], workers)
+        _preprocess(dataset, fingerprint, CaseStore(folder / name), plan.preparations[name], workers)
         for name in sorted(used)
     )
-    _fold(folder / "splits.json", fingerprint)
+    _fold(folder / "splits.json", fingerprint, plan.n_folds)
     return Prepared(folder, fingerprint, plan, n_made)
 
 
@@ -74,7 +83,7 @@ def _plan(folder: Path, fingerprint: Fingerprint, memory_gb: float | None, repla
     if path.is_file():
         path.replace(path.with_name("plan.json.old"))
         logger.info("the dataset or the wish changed: a new plan is made, the old one is plan.json.old")
-    write_plan(path, plan, PARENTS)
+    write_plan(path, plan, parents_of(plan))
     return plan
 
 
@@ -86,14 +95,21 @@ def _is_known(fingerprint: Fingerprint, path: Path) -> bool:
         return False
 
 
-def _preprocess(dataset: Dataset, store: CaseStore, preparation: Preparation, workers: int) -> int:
-    todo = [case for case in dataset.cases if not _is_done(store, case, preparation)]
+def _preprocess(
+    dataset: Dataset, fingerprint: Fingerprint, store: CaseStore, preparation: Preparation, workers: int
+) -> int:
+    middle = _reference_case(dataset, fingerprint) if preparation.align == "rigid" else None
+    origins = {case.name: _origin(case, preparation, middle) for case in dataset.cases}
+    todo = [case for case in dataset.cases if not _is_done(store, case, origins[case.name])]
     names = {case.name for case in dataset.cases}
     for case in todo:  # one that fails now must not leave its old self to train with
         store.remove(case.name)
 
+    reference = _reference(store.folder / REFERENCE, middle, preparation, remake=bool(todo))
+
     def prepare_and_keep(files: CaseFiles) -> None:
-        case = preprocess_case(files, dataset.labels, preparation)
+        case = preprocess_case(files, dataset.labels, preparation, reference)
+        case = replace(case, facts=replace(case.facts, made_from=origins[files.name]))
         if lost := lost_lesions(case, dataset.labels):
             raise PwmlError(f"case {files.name} loses {lost} lesions on the planned grid: widen crop margin or raise long_side in plan.json")  # fmt: skip
         store.write(case)
@@ -106,17 +122,53 @@ def _preprocess(dataset: Dataset, store: CaseStore, preparation: Preparation, wo
     return len(todo)
 
 
-def _is_done(store: CaseStore, files: CaseFiles, preparation: Preparation) -> bool:
+def _is_done(store: CaseStore, files: CaseFiles, origin: dict[str, Any]) -> bool:
     facts = store.facts(files.name)
-    return facts is not None and (facts.subject, facts.made_from) == (
-        files.subject,
-        made_from(files, preparation),
+    return facts is not None and (facts.subject, facts.made_from) == (files.subject, origin)
+
+
+def _origin(files: CaseFiles, preparation: Preparation, reference: CaseFiles | None) -> dict[str, Any]:
+    """What a case is made from: its own files, the preparation, and the reference that it is laid beside."""
+    origin = made_from(files, preparation)
+    return (
+        origin if reference is None else {**origin, "reference": made_from(reference, preparation)["files"]}
     )
+
+
+def _reference_case(dataset: Dataset, fingerprint: Fingerprint) -> CaseFiles:
+    """The image of the case whose head is nearest to the median size: the others differ least from it."""
+    head_mm3 = {
+        case.name: case.head_voxels * prod(case.geometry.spacing_zyx_mm) for case in fingerprint.cases
+    }
+    median = float(np.median(list(head_mm3.values())))
+    files = min(dataset.cases, key=lambda case: (abs(head_mm3[case.name] - median), case.name))
+    return replace(files, label=None)
+
+
+def _reference(
+    path: Path, files: CaseFiles | None, preparation: Preparation, *, remake: bool
+) -> CoarseImage | None:
+    """The image that cases are registered to, kept in a file; none where they are not."""
+    if files is None:
+        path.unlink(missing_ok=True)
+        return None
+    if not remake:
+        try:
+            return CoarseImage.read(path)
+        except PwmlError as error:
+            logger.info("the reference is made again: %s", error)
+    logger.info("cases are registered to %s, whose head is nearest to the median size", files.name)
+    case = preprocess_case(files, None, replace(preparation, align="middle"))
+    make_folder(path.parent)
+    coarse_image(case.image[0], case.facts.way_back.spacing_zyx_mm).write(path)
+    return CoarseImage.read(path)
 
 
 def lost_lesions(case: PreprocessedCase, labels: Labels) -> int:
     """How many lesions of a case a perfect network could not give back: no voxel of them returns."""
     assert case.mask is not None and case.reference is not None
+    if _keeps_every_voxel(case.mask, case.reference, case.facts.way_back):
+        return 0
     targets = torch.from_numpy(labels.encode(case.mask)).float()
     returned = restore(targets, case.facts.way_back).numpy() > 0.5
     lost = 0
@@ -126,7 +178,14 @@ def lost_lesions(case: PreprocessedCase, labels: Labels) -> int:
     return lost
 
 
-def _fold(path: Path, fingerprint: Fingerprint) -> None:
+def _keeps_every_voxel(mask: NDArray[np.uint8], reference: NDArray[np.uint8], way_back: WayBack) -> bool:
+    """Whether the grid is the file's own but for a crop, and the crop cuts nothing off that is labelled."""
+    (_, _), *box_yx = way_back.box_zyx
+    is_native = tuple(stop - start for start, stop in box_yx) == way_back.slice_shape_yx
+    return is_native and np.count_nonzero(mask) == np.count_nonzero(reference)
+
+
+def _fold(path: Path, fingerprint: Fingerprint, n_folds: int) -> None:
     """Writes splits.json where there is none; checks one that is there."""
     subjects = {case.name: case.subject for case in fingerprint.cases}
     if path.is_file():
@@ -138,4 +197,5 @@ def _fold(path: Path, fingerprint: Fingerprint) -> None:
     if len(set(subjects.values())) < 2:
         logger.warning("all cases are of one subject: only fold 'all' can be trained")
         return
-    write_splits(path, make_splits(subjects, {case.name: len(case.lesions) for case in fingerprint.cases}))
+    lesions = {case.name: len(case.lesions) for case in fingerprint.cases}
+    write_splits(path, make_splits(subjects, lesions, n_folds=n_folds))

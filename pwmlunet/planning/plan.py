@@ -10,6 +10,7 @@ from pwmlunet.data.dataset import Labels, read_dataset_json
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import write_json
 from pwmlunet.networks.base import NetworkConfig
+from pwmlunet.planning.density import DensityConfig
 from pwmlunet.planning.fingerprint import ChannelFacts
 from pwmlunet.planning.preprocessing import Preparation
 
@@ -56,6 +57,10 @@ class Configuration(Config):
     """Distance in slices between the neighbours that the network sees together."""
     tiles: Literal["slice", "patch", "trident"] = "slice"
     """Prediction of whole slices, of overlapping patches weighted by a Gaussian, or as Liu et al.'s code does."""
+    patch_slices: int = 1
+    """Slices that a training patch labels at once; more than one for networks of volumes."""
+    prior: DensityConfig | None = None
+    """How the prior density of lesions is made, for a network that takes one."""
 
     def problems(self) -> Iterator[str]:
         """Sentences about values that contradict each other."""
@@ -64,6 +69,15 @@ class Configuration(Config):
             yield f"patch_size_yx {join(self.patch_size_yx)} must be multiples of the network's deepest stride, {stride}"
         if self.batch_size < 1 or self.slice_step < 1:
             yield "batch_size and slice_step must be at least 1"
+        depth = self.network.slice_stride
+        if self.patch_slices < depth or self.patch_slices % depth:
+            yield f"patch_slices {self.patch_slices} must be a multiple of the network's stride through slices, {depth}"
+        if self.patch_slices > 1 and (self.network.n_slices > 1 or self.slice_step > 1):
+            yield "patch_slices above 1 is for networks of volumes: n_slices and slice_step must be 1"
+        if self.network.takes_prior and self.prior is None:
+            yield 'the network takes a prior density: say how it is made ("prior": {} for the defaults)'
+        if self.prior is not None and not self.network.takes_prior:
+            yield 'the network takes no prior density: remove "prior", or choose a network of type priority'
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,10 @@ class Plan(Config):
     """By name."""
     expected_input: ExpectedInput
     """What images to predict should be like."""
+    n_folds: int = 5
+    """Folds of subjects; fewer where there are fewer subjects."""
+    smallest_lesion_mm3: float = 0.0
+    """Smaller components of a prediction are removed until pwml_find_best knows better (mm² for 2-D images)."""
     decisions: tuple[Decision, ...] = field(default=())
     """Why the plan is as it is; for people, nothing reads it."""
 

@@ -1,7 +1,7 @@
 """Both directions of geometry: a case onto the network's grid, and a prediction back onto its own."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,22 +15,42 @@ from pwmlunet.config import Config, join
 from pwmlunet.data.dataset import CaseFiles, Labels
 from pwmlunet.data.image import Geometry, Image, read_image
 from pwmlunet.data.resampling import area_mean, resize_images, resize_mask
-from pwmlunet.data.store import Axis, CaseFacts, PreprocessedCase, WayBack, slice_order
+from pwmlunet.data.store import (
+    CaseFacts,
+    Orientation,
+    PreprocessedCase,
+    Rigid,
+    SliceAxis,
+    WayBack,
+    orientation_of,
+)
 from pwmlunet.errors import PwmlError
-from pwmlunet.planning.cropping import Box, box_of, foreground, square_box
+from pwmlunet.planning.alignment import CoarseImage, coarse_image, register
+from pwmlunet.planning.cropping import Box, box_of, find_fan, foreground, square_box
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+_ENOUGH_VOXELS = 2_000_000  # for percentiles: of a larger image every second, third … voxel is looked at
+_SAME_SPACING = 0.05  # of a spacing
+_NEGLIGIBLE = 1e-3  # a probability
+
 
 def _zscore_head(image: Array, head: Mask) -> Array:
     inside = image[head] if head.any() else image.ravel()
-    return np.asarray((image - inside.mean()) / max(float(inside.std()), 1e-6))
+    mean, std = inside.mean(), max(float(inside.std()), 1e-6)
+    normalised = np.asarray(image - mean)
+    normalised /= std
+    return normalised
 
 
 def _percentiles_head(image: Array, head: Mask) -> Array:
-    low, high = np.percentile(image[head] if head.any() else image, (0.5, 99.5))
-    return np.asarray(np.clip((image - low) / max(float(high - low), 1e-6), 0, 1), np.float32)
+    inside = image[head] if head.any() else image.ravel()
+    every = 1 + len(inside) // _ENOUGH_VOXELS
+    low, high = (float(v) for v in np.percentile(inside[::every], (0.5, 99.5)))
+    normalised = image - low
+    normalised /= max(high - low, 1e-6)
+    return np.clip(normalised, 0, 1, out=normalised)
 
 
 def _mean_subtracted(image: Array, head: Mask) -> Array:
@@ -54,10 +74,12 @@ NORMALISATIONS: dict[str, Callable[[Array, Mask], Array]] = {
 class Preparation(Config):
     """How a case is brought onto the network's grid. Slices are never resampled along their axis."""
 
-    slice_axis: Axis
-    """The file's axis along which slices are stacked."""
-    crop: Literal["head_square", "nonzero", "none"]
-    """A square box around the head or body, the box of what is not background, or the whole image."""
+    slice_axis: SliceAxis
+    """Along which slices are stacked: the file's axis z, y or x as it runs, or axial, coronal or sagittal slices,
+    for which each file's own directions decide."""
+    crop: Literal["head_square", "nonzero", "fan", "none"]
+    """A square box around the head or body, the box of what is not background, the box of the fan that an ultrasound
+    probe saw (slices that it did not see are left out), or the whole image."""
     normalisation: tuple[str, ...]
     """One for each channel: zscore_head, percentiles_head, mean_subtracted or none."""
     margin: float = 0.02
@@ -66,6 +88,13 @@ class Preparation(Config):
     """The square box is resized to this many pixels a side; null keeps the case's own pixels."""
     spacing_yx_mm: tuple[float, float] | None = None
     """In-plane spacing that all cases are resampled to; null keeps each case's own."""
+    expected_spacing_zyx_mm: tuple[float, float, float] | None = None
+    """Spacing (slices, rows, columns) that every case must have within 5 %, as none is resampled; null accepts any."""
+    stored_as: Literal["float32", "float16"] = "float32"
+    """Numbers in which images are kept; float16 takes half the disk and is exact enough for values from 0 to 1."""
+    align: Literal["middle", "rigid"] = "middle"
+    """How cases are laid on each other for a prior density: by the middle of the crop, or registered rigidly to a
+    reference case."""
 
     def problems(self) -> Any:
         """Sentences about values that contradict each other."""
@@ -76,6 +105,10 @@ class Preparation(Config):
             yield "long_side must be at least 16 and needs crop head_square"
         if self.spacing_yx_mm is not None and (self.long_side or min(self.spacing_yx_mm) <= 0):
             yield "spacing_yx_mm must be positive and cannot be combined with long_side"
+        if self.align == "rigid" and self.long_side is not None:
+            yield "align rigid is in mm and cannot be combined with long_side, which enlarges each head to one size"
+        if self.expected_spacing_zyx_mm is not None and min(self.expected_spacing_zyx_mm) <= 0:
+            yield "expected_spacing_zyx_mm must be positive"
         if not 0 <= self.margin <= 1:
             yield "margin must lie between 0 and 1"
 
@@ -110,7 +143,7 @@ def _mask_problems(mask: Image, image: Image, labels: Labels) -> list[str]:
     problems = []
     if differences := mask.geometry.differences(image.geometry):
         problems.append(f"its mask lies on another grid than its image ({differences[0]}): resample it")
-    values = np.unique(mask.array)
+    values = np.unique(mask.array[mask.array != 0])  # few are left to sort
     if mask.array.dtype.kind == "f" and not (np.isfinite(values) & (values == np.rint(values))).all():
         problems.append("its mask holds fractions or NaN: write whole label values")
     elif unknown := sorted({int(v) for v in values} - labels.known_values):
@@ -123,56 +156,93 @@ def prepare(
     geometry: Geometry,
     preparation: Preparation,
     mask: NDArray[Any] | None = None,
-) -> tuple[Array, NDArray[np.uint8] | None, WayBack]:
+    reference: CoarseImage | None = None,
+    name: str = "to predict",
+) -> tuple[NDArray[Any], NDArray[np.uint8] | None, WayBack]:
     """The image (C, Z, Y, X) and mask (Z, Y, X) on the network's grid, and the way back.
 
     `channels` and `mask` are in the file's axis order. The crop depends on the image alone, so that a
-    case to predict is treated as a training case is.
+    case to predict is treated as a training case is. A reference is needed where cases are aligned to one;
+    the case's name is for the log.
+
+    Raises:
+        PwmlError: another number of channels or another spacing than planned, or no fan to crop to.
     """
     if len(channels) != len(preparation.normalisation):
         raise PwmlError(
             f"{len(channels)} channels were given, the plan expects {len(preparation.normalisation)}"
         )
-    order = slice_order(preparation.slice_axis)
-    volume = np.stack([c.astype(np.float32, copy=False) for c in channels]).transpose(
-        0, *(1 + i for i in order)
-    )
-    head = foreground(volume[0])
-    box = crop_box(volume[0], head, preparation)
-    shape_yx = _grid_shape(box, geometry, preparation)
-    way_back = WayBack(geometry, preparation.slice_axis, box, (volume.shape[1], *shape_yx))
-    image = np.empty((len(channels), volume.shape[1], *shape_yx), np.float32)
-    for index, name in enumerate(preparation.normalisation):
-        normalised = NORMALISATIONS[name](volume[index], head)
+    orientation = orientation_of(geometry, preparation.slice_axis)
+    _check_spacing(geometry, orientation, preparation)
+    volumes = [orientation.to_grid(channel) for channel in channels]
+    head = find_head(volumes[0], preparation)
+    box = crop_box(volumes[0], head, preparation)
+    shape_yx = _grid_shape(box, geometry, orientation, preparation)
+    way_back = WayBack(geometry, orientation, box, (box[0][1] - box[0][0], *shape_yx))
+    image = np.empty((len(channels), *way_back.grid_shape_zyx), preparation.stored_as)
+    for index, normalisation in enumerate(preparation.normalisation):
+        normalised = NORMALISATIONS[normalisation](np.ascontiguousarray(volumes[index], np.float32), head)
         image[index] = resize_images(_crop(normalised, box, float(normalised.min())), shape_yx)
-    if mask is None:
-        return image, None, way_back
-    return image, prepare_mask(mask, way_back), way_back
+    if preparation.align == "rigid":
+        way_back = replace(way_back, to_reference=_register(image, way_back, reference, name))
+    return image, None if mask is None else prepare_mask(mask, way_back), way_back
 
 
 def prepare_mask(mask: NDArray[Any], way_back: WayBack) -> NDArray[np.uint8]:
     """A mask in the file's axis order on the network's grid."""
-    ordered = mask.transpose(slice_order(way_back.slice_axis)).astype(np.uint8)
-    return resize_mask(_crop(ordered, way_back.box_zyx, 0), way_back.slice_shape_yx)
+    cropped = _crop(way_back.orientation.to_grid(mask), way_back.box_zyx, 0)
+    return resize_mask(np.ascontiguousarray(cropped, np.uint8), way_back.slice_shape_yx)
+
+
+def _register(image: NDArray[Any], way_back: WayBack, reference: CoarseImage | None, name: str) -> Rigid:
+    if reference is None:
+        raise ValueError("cases that are aligned rigidly need a reference")
+    return register(coarse_image(image[0], way_back.spacing_zyx_mm), reference, name=name)
+
+
+def _check_spacing(geometry: Geometry, orientation: Orientation, preparation: Preparation) -> None:
+    expected = preparation.expected_spacing_zyx_mm
+    found = [geometry.spacing_zyx_mm[axis] for axis in orientation.order]
+    if expected is not None and not np.allclose(found, expected, rtol=_SAME_SPACING, atol=0):
+        shown, planned = (" × ".join(f"{s:.3g}" for s in spacing) for spacing in (found, expected))
+        raise PwmlError(f"its voxels are {shown} mm (slices, rows, columns), the plan was made for {planned}: resample it")  # fmt: skip
+
+
+def find_head(volume: NDArray[Any], preparation: Preparation) -> Mask:
+    """Where the head or body lies in a volume (Z, Y, X), or the fan of ultrasound where that is cropped to.
+
+    Raises:
+        PwmlError: there is no fan.
+    """
+    if preparation.crop != "fan":
+        return foreground(volume)
+    fan = find_fan(volume)
+    if fan is None:
+        raise PwmlError("it shows no fan of ultrasound in a field of zeros: is it the right kind of image?")
+    return fan
 
 
 def crop_box(volume: NDArray[Any], head: Mask, preparation: Preparation) -> Box:
-    """The box that the preparation keeps of a volume (Z, Y, X); all slices stay."""
+    """The box that the preparation keeps of a volume (Z, Y, X); all slices stay but those beside a fan."""
     whole = ((0, volume.shape[0]), (0, volume.shape[1]), (0, volume.shape[2]))
     if preparation.crop == "none":
         return whole
+    if preparation.crop == "fan":
+        return box_of(head)
     if preparation.crop == "nonzero":
         return whole[0], *box_of(volume != volume.flat[0])[1:]
     return whole[0], *square_box(box_of(head), preparation.margin)[1:]
 
 
-def _grid_shape(box: Box, geometry: Geometry, preparation: Preparation) -> tuple[int, int]:
+def _grid_shape(
+    box: Box, geometry: Geometry, orientation: Orientation, preparation: Preparation
+) -> tuple[int, int]:
     if preparation.long_side is not None:
         return preparation.long_side, preparation.long_side
     native_y, native_x = (stop - start for start, stop in box[1:])
     if preparation.spacing_yx_mm is None:
         return native_y, native_x
-    _, row, column = slice_order(preparation.slice_axis)
+    _, row, column = orientation.order
     wanted_y, wanted_x = preparation.spacing_yx_mm
     spacing = geometry.spacing_zyx_mm
     return max(1, round(native_y * spacing[row] / wanted_y)), max(
@@ -188,38 +258,51 @@ def restore(probability: Tensor, way_back: WayBack) -> Tensor:
     """Probabilities (K, Z, Y, X) on the network's grid, on the grid of the case's own files.
 
     Each pixel gets the mean over its area (interpolated where the file's grid is the finer one);
-    outside of the crop it is 0. The axes are the file's again.
+    outside of the crop it is 0. The axes are the file's again. Probabilities of at most 0.001 may come
+    back as 0: a slice without any higher one is left out.
     """
-    order = slice_order(way_back.slice_axis)
-    shape = [way_back.geometry.shape_zyx[i] for i in order]
-    (_, _), *box_yx = way_back.box_zyx
-    shape_yx = (box_yx[0][1] - box_yx[0][0], box_yx[1][1] - box_yx[1][0])
-    resized = _resize_back(probability.float(), shape_yx)
-    whole = torch.zeros(probability.shape[0], *shape)
-    inside = [(max(start, 0), min(stop, size)) for (start, stop), size in zip(box_yx, shape[1:], strict=True)]
-    (y0, y1), (x0, x1) = inside
-    top, left = box_yx[0][0], box_yx[1][0]
-    whole[..., y0:y1, x0:x1] = resized[..., y0 - top : y1 - top, x0 - left : x1 - left]
-    return whole.permute(0, *(1 + order.index(axis) for axis in range(3))).contiguous()
+    whole = torch.zeros(len(probability), *way_back.geometry.shape_zyx)
+    grid = way_back.orientation.to_grid(whole.numpy())  # a view: what is written to it is in `whole`
+    (z0, _), *box_yx = way_back.box_zyx
+    there, here = _overlap(way_back.box_zyx, grid.shape[1:])
+    holds_any = probability.amax((0, 2, 3)) > _NEGLIGIBLE
+    for z in range(there[0].start, there[0].stop):
+        if holds_any[z - z0]:
+            rows, columns = (stop - start for start, stop in box_yx)
+            resized = _resize_back(probability[:, z - z0].float(), (rows, columns))
+            grid[:, z, there[1], there[2]] = resized[:, here[1], here[2]].numpy()
+    return whole
+
+
+def _overlap(box: Box, shape: Sequence[int]) -> tuple[list[slice], list[slice]]:
+    """Where a box and an image of a shape overlap, along each axis: in the image and in the box."""
+    ends = [(max(start, 0), min(stop, size)) for (start, stop), size in zip(box, shape, strict=True)]
+    in_box = [slice(a - start, b - start) for (a, b), (start, _) in zip(ends, box, strict=True)]
+    return [slice(*interval) for interval in ends], in_box
 
 
 def _resize_back(probability: Tensor, shape_yx: tuple[int, int]) -> Tensor:
+    """A slice (K, Y, X) in the pixels of the case's own file."""
     size = tuple(probability.shape[-2:])
     if size == shape_yx:
         return probability
     if shape_yx[0] <= size[0] and shape_yx[1] <= size[1]:
         return area_mean(probability, shape_yx)
-    return torch.nn.functional.interpolate(probability, shape_yx, mode="bilinear", align_corners=False)
+    images = probability[:, None]
+    return torch.nn.functional.interpolate(images, shape_yx, mode="bilinear", align_corners=False)[:, 0]
 
 
-def preprocess_case(files: CaseFiles, labels: Labels | None, preparation: Preparation) -> PreprocessedCase:
+def preprocess_case(
+    files: CaseFiles, labels: Labels | None, preparation: Preparation, reference: CoarseImage | None = None
+) -> PreprocessedCase:
     """A case read from its files, on the network's grid."""
     channels, mask = read_case(files, labels)
     geometry = channels[0].geometry
-    reference = None if mask is None else mask.array.astype(np.uint8)
-    image, prepared, way_back = prepare([c.array for c in channels], geometry, preparation, reference)
+    arrays = [channel.array for channel in channels]
+    truth = None if mask is None else mask.array.astype(np.uint8, copy=False)
+    image, prepared, way_back = prepare(arrays, geometry, preparation, truth, reference, files.name)
     facts = CaseFacts(files.name, files.subject, way_back, made_from(files, preparation))
-    return PreprocessedCase(facts, image, prepared, reference)
+    return PreprocessedCase(facts, image, prepared, truth)
 
 
 def made_from(files: CaseFiles, preparation: Preparation) -> dict[str, Any]:

@@ -17,19 +17,26 @@ _ELASTIC_GRID = 16  # pixels between the nodes of the displacement
 class Augmenter:
     """Changes a batch; all slices of a patch move together, and so do target and valid.
 
+    Channels beyond the first `n_channels`, a prior density, move too and are left as they are otherwise.
     Random numbers come from one CPU generator, so that a batch is changed alike on every device; only
     noise is drawn on the device itself.
     """
 
-    def __init__(self, config: AugmentationConfig) -> None:
+    def __init__(self, config: AugmentationConfig, n_channels: int | None = None) -> None:
         self.config = config
+        self.n_channels = n_channels
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The changed batch; the given one is left as it is."""
-        if self.config.paste_probability:
-            batch = paste_lesions(batch, self.config.paste_probability, generator)
-        image, target, valid = self._move(batch, generator)
-        config = self.config
+        config, n = self.config, self.n_channels
+        if config.paste_probability:
+            shown = Batch(batch.image[:, :n], batch.target, batch.valid)
+            pasted = paste_lesions(shown, config.paste_probability, generator)
+            image = batch.image.clone()
+            image[:, :n] = pasted.image
+            batch = Batch(image, pasted.target, pasted.valid)
+        moved, target, valid = self._move(batch, generator)
+        image = moved[:, :n]
         steps: list[tuple[float, Callable[[Tensor, torch.Generator], Tensor]]] = [
             (config.blur_probability, self._blur),
             (config.low_resolution_probability, self._low_resolution),
@@ -42,26 +49,29 @@ class Augmenter:
             chosen = torch.rand(len(image), generator=generator) < probability
             if chosen.any():
                 image[chosen] = step(image[chosen], generator)
-        return Batch(image, target, valid)
+        return Batch(moved, target, valid)
 
     def _move(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Flips, rotation, scaling and deformation as one interpolation."""
-        image = self._flip_slices(batch.image, generator)
+        labels = torch.cat([batch.target, batch.valid], 1)
+        image, labels = self._flip_slices(batch.image, labels, generator)
         n, device = len(image), image.device
         grid = self._grid(n, image.shape[-2], image.shape[-1], generator).to(device)
-        # (B, C, T, Y, X) → (B, C·T, Y, X): one grid for all channels and slices of a patch
+        # (B, C, Z, Y, X) → (B, C·Z, Y, X): one grid for all channels and slices of a patch
         moved = grid_sample(image.flatten(1, 2), grid, padding_mode="border", align_corners=False)
-        labels = torch.cat([batch.target, batch.valid], 1)
         labelled = grid_sample(labels.flatten(1, 2), grid, padding_mode="border", align_corners=False)
         labelled = labelled.view_as(labels)
         target, valid = labelled[:, :-1], (labelled[:, -1:] > 0.999).to(labels)
         return moved.view_as(image), target, valid
 
-    def _flip_slices(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    def _flip_slices(
+        self, image: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         if not self.config.flip or image.shape[2] == 1:
-            return image.clone()
+            return image.clone(), labels
         chosen = (torch.rand(len(image), generator=generator) < 0.5).to(image.device)
-        return torch.where(chosen[:, None, None, None, None], image.flip(2), image)
+        chosen = chosen[:, None, None, None, None]
+        return torch.where(chosen, image.flip(2), image), torch.where(chosen, labels.flip(2), labels)
 
     def _grid(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """Where each output pixel comes from, (B, Y, X, 2) in units of half an image, x first."""

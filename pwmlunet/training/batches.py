@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from pwmlunet.data.dataset import Labels
 from pwmlunet.networks.base import Batch
+from pwmlunet.planning.density import Density
+from pwmlunet.planning.workers import free_bytes
 from pwmlunet.training.run import Run
 from pwmlunet.training.sampling import PatchLoader, PatchSampler, PatchShape, TrainingCase, training_case
 
@@ -22,9 +23,11 @@ logger = logging.getLogger(__name__)
 _HELD_SHARE = 0.3  # of a device's free memory that cases may take
 
 
-def training_cases(run: Run, names: Sequence[str], device: torch.device) -> list[TrainingCase]:
+def training_cases(
+    run: Run, names: Sequence[str], device: torch.device, density: Density | None = None
+) -> list[TrainingCase]:
     """The cases to learn from, held on the training device where they fit, else read patch by patch."""
-    cases = [training_case(run.store.read(name), run.model.labels) for name in names]
+    cases = [training_case(run.store.read(name), run.model.labels, density) for name in names]
     n_bytes = sum(case.image.nbytes + case.mask.nbytes for case in cases)
     if n_bytes > _HELD_SHARE * _free_bytes(device):
         logger.info("%.1f GB of cases are read from disk patch by patch", n_bytes / 1e9)
@@ -54,10 +57,10 @@ def draw_batches(
 
 def _loader(run: Run, cases: Sequence[TrainingCase], *, seed: int, first: int, workers: int) -> PatchLoader:
     configuration = run.model.configuration
-    patch = configuration.patch_size_yx
+    shape = PatchShape.of(configuration)
     return PatchLoader(
-        PatchSampler(cases, patch, run.config.lesion_share),
-        PatchShape(patch, configuration.network.n_slices, configuration.slice_step),
+        PatchSampler(cases, shape.size_zyx, run.config.lesion_share),
+        shape,
         batch_size=run.config.batch_size or configuration.batch_size,
         seed=seed,
         first_batch=first,
@@ -66,7 +69,7 @@ def _loader(run: Run, cases: Sequence[TrainingCase], *, seed: int, first: int, w
 
 
 def to_batch(drawn: dict[str, Any], labels: Labels, device: torch.device) -> Batch:
-    """A drawn batch as tensors on the device: targets (B, K, 1, Y, X), valid where the label is known."""
+    """A drawn batch as tensors on the device: targets (B, K, Z', Y, X), valid where the label is known."""
     image = torch.as_tensor(drawn["image"]).to(device, non_blocking=True).float()
     mask = torch.as_tensor(drawn["mask"]).to(device, non_blocking=True)[:, None]
     target = torch.cat(
@@ -86,7 +89,4 @@ def _hold(case: TrainingCase, device: torch.device) -> TrainingCase:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 4 * 2**30
+    return free_bytes()

@@ -1,17 +1,23 @@
 """A run: the model folder that folds are trained into, and the cases of a fold."""
 
 import logging
+import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pwmlunet.config import join
 from pwmlunet.data.splits import Split, read_splits
-from pwmlunet.data.store import CaseStore
+from pwmlunet.data.store import CaseStore, WayBack
 from pwmlunet.data.workspace import Workspace
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import make_folder, read_json, write_json
-from pwmlunet.inference.model import ALL, TrainedModel
+from pwmlunet.inference.model import ALL, DENSITY, TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.planning.alignment import REFERENCE
+from pwmlunet.planning.density import Density, draw_density, fit_density
 from pwmlunet.planning.plan import Plan, read_labels
 from pwmlunet.training.config import TrainingConfig
 
@@ -30,6 +36,13 @@ class Run:
     splits: list[Split] | None
     """None where all cases are of one subject: then only fold `all` can be trained."""
 
+    def lesions(self, name: str) -> tuple[str, NDArray[np.bool_], WayBack]:
+        """A case's subject, where any target lies on its grid (Z, Y, X), and the grid."""
+        case = self.store.read(name)
+        assert case.mask is not None
+        values = [value for target in self.model.labels.targets for value in target.values]
+        return case.facts.subject, np.isin(case.mask, values), case.facts.way_back
+
     def split(self, fold: str) -> Split:
         """The cases of a fold; `all` learns from every case and looks at the same ones.
 
@@ -45,6 +58,30 @@ class Run:
         return folds[fold]
 
 
+def fold_density(run: Run, fold: str) -> Density | None:
+    """The prior density of a fold's training cases, made where it is not there; none for a network without.
+
+    Raises:
+        PwmlError: no training subject has a lesion.
+    """
+    config = run.model.configuration.prior
+    if config is None:
+        return None
+    path = run.model.fold_folder(fold) / DENSITY
+    names = run.split(fold).train
+    subjects = {facts.subject for name in names if (facts := run.store.facts(name))}
+    if path.is_file() and set((known := Density.read(path)).facts.subjects) == subjects:
+        return known
+    try:
+        enlarged = run.model.preparation.long_side is not None
+        density = fit_density(map(run.lesions, names), config, enlarged=enlarged)
+    except PwmlError as error:
+        raise PwmlError(f"fold {fold}: {error}") from error
+    density.write(path)
+    draw_density(path.with_suffix(".png"), density)
+    return density
+
+
 def open_run(workspace: Workspace, dataset: str, config: TrainingConfig, name: str | None) -> Run:
     """The run of a dataset, made where it is new.
 
@@ -55,6 +92,8 @@ def open_run(workspace: Workspace, dataset: str, config: TrainingConfig, name: s
     plan = Plan.read(prepared / "plan.json")
     configuration, _ = plan.configuration(config.configuration or None)
     config = TrainingConfig.from_dict({**config.to_dict(), "configuration": configuration}, "the recipe")
+    if plan.configurations[configuration].patch_slices > 1 and config.augmentation.paste_probability:
+        raise PwmlError(f"lesions are pasted into single slices and {configuration} learns from volumes: leave augmentation.paste_probability at 0")  # fmt: skip
     store = CaseStore(prepared / plan.configurations[configuration].preparation)
     subjects = {n: facts.subject for n in store.names() if (facts := store.facts(n))}
     if not subjects:
@@ -89,7 +128,10 @@ def _begin(folder: Path, prepared: Path, plan: Plan, config: TrainingConfig) -> 
     else:
         write_json(folder / "plan.json", plan.to_dict())
         write_json(folder / "dataset.json", read_json(prepared / "dataset.json"))
-        Postprocessing().write(folder / "postprocessing.json")
+        Postprocessing(smallest_lesion_mm3=plan.smallest_lesion_mm3).write(folder / "postprocessing.json")
+        reference = prepared / plan.configurations[config.configuration].preparation / REFERENCE
+        if reference.is_file():
+            shutil.copyfile(reference, folder / REFERENCE)
     config.write(path)
 
 

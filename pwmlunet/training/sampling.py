@@ -14,6 +14,8 @@ from pwmlunet.data.dataset import Labels
 from pwmlunet.data.store import PreprocessedCase
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.lesions import find_lesions
+from pwmlunet.planning.density import Density, PlacedDensity
+from pwmlunet.planning.plan import Configuration
 
 _MARGIN = 8  # pixels that a lesion keeps from the patch's edge where it can
 _TRIES = 20  # for a patch without a lesion
@@ -21,7 +23,7 @@ _TRIES = 20  # for a patch without a lesion
 
 @dataclass(frozen=True)
 class Location:
-    """Where a patch lies: a case, its slice to be labelled, and the first row and column."""
+    """Where a patch lies: a case, and its first slice to be labelled, row and column."""
 
     case: int
     z: int
@@ -42,10 +44,12 @@ class TrainingCase:
     """The voxels (n, 3) of each lesion."""
     labelled_slices: NDArray[np.intp]
     """Slices with a known label."""
+    prior: PlacedDensity | None = None
+    """The prior density there; none for a network that takes none."""
 
 
-def training_case(case: PreprocessedCase, labels: Labels) -> TrainingCase:
-    """A preprocessed case with its lesions found."""
+def training_case(case: PreprocessedCase, labels: Labels, density: Density | None = None) -> TrainingCase:
+    """A preprocessed case with its lesions found and the density laid over it."""
     assert case.mask is not None
     mask = np.asarray(case.mask)
     components, n_lesions = find_lesions(np.asarray(labels.encode(mask).any(0)))
@@ -53,17 +57,18 @@ def training_case(case: PreprocessedCase, labels: Labels) -> TrainingCase:
     owner = components[tuple(voxels.T)]
     lesions = tuple(voxels[owner == i] for i in range(1, n_lesions + 1))
     known = labels.valid(mask).reshape(len(mask), -1).any(1)
-    return TrainingCase(case.name, case.image, case.mask, lesions, np.flatnonzero(known))
+    prior = density.place(case.facts.way_back) if density else None
+    return TrainingCase(case.name, case.image, case.mask, lesions, np.flatnonzero(known), prior)
 
 
 class PatchSampler:
     """Draws the locations of patches; stateless but for what it draws from."""
 
     def __init__(
-        self, cases: Sequence[TrainingCase], patch_size_yx: tuple[int, int], lesion_share: float
+        self, cases: Sequence[TrainingCase], size_zyx: tuple[int, int, int], lesion_share: float
     ) -> None:
         self.cases = cases
-        self.patch_size_yx = patch_size_yx
+        self.size_zyx = size_zyx
         self.lesion_share = lesion_share
         self.lesions = [(i, lesion) for i, case in enumerate(cases) for lesion in case.lesions]
         self.labelled = [i for i, case in enumerate(cases) if len(case.labelled_slices)]
@@ -80,34 +85,32 @@ class PatchSampler:
 
     def _at_lesion(self, rng: np.random.Generator) -> Location:
         case, lesion = self.lesions[rng.choice(len(self.lesions), p=self.weights)]
-        z, *anchor = lesion[rng.integers(len(lesion))]
-        in_slice = lesion[lesion[:, 0] == z][:, 1:]
-        shape = self.cases[case].mask.shape[1:]
-        starts = [
-            _start_holding(
-                in_slice[:, axis].min(), in_slice[:, axis].max() + 1, anchor[axis], size, length, rng
-            )
-            for axis, (size, length) in enumerate(zip(self.patch_size_yx, shape, strict=True))
-        ]
-        return Location(case, int(z), *starts)
+        anchor = lesion[rng.integers(len(lesion))]
+        shape = self.cases[case].mask.shape
+        starts: list[int] = []
+        for axis, (size, length) in enumerate(zip(self.size_zyx, shape, strict=True)):
+            places = lesion[:, axis]
+            starts.append(_start_holding(places.min(), places.max() + 1, anchor[axis], size, length, rng))
+            lesion = lesion[(places >= starts[axis]) & (places < starts[axis] + size)]  # what is seen of it
+        return Location(case, *starts)
 
     def _without_lesion(self, rng: np.random.Generator) -> Location:
         for _ in range(_TRIES):
             index = int(rng.choice(self.labelled))
             case = self.cases[index]
-            z = int(rng.choice(case.labelled_slices))
-            y, x = (
-                int(rng.integers(max(0, length - size) + 1))
-                for size, length in zip(self.patch_size_yx, case.mask.shape[1:], strict=True)
+            depth, *in_plane = (
+                max(0, length - size) for size, length in zip(self.size_zyx, case.mask.shape, strict=True)
             )
-            location = Location(index, z, y, x)
+            known = int(rng.choice(case.labelled_slices))
+            z = min(max(known - int(rng.integers(self.size_zyx[0])), 0), depth)
+            location = Location(index, z, *(int(rng.integers(most + 1)) for most in in_plane))
             if not self._holds_lesion(location):
                 break
         return location
 
     def _holds_lesion(self, location: Location) -> bool:
         low = np.array((location.z, location.y, location.x))
-        high = low + np.array((1, *self.patch_size_yx))
+        high = low + self.size_zyx
         return any(((v >= low) & (v < high)).all(1).any() for v in self.cases[location.case].lesions)
 
 
@@ -138,30 +141,51 @@ def _start_holding(
 class PatchShape:
     """What is cut out around a location."""
 
-    size_yx: tuple[int, int]
+    size_zyx: tuple[int, int, int]
+    """What is labelled."""
     n_slices: int
+    """T: the image shows T − 1 slices more."""
     slice_step: int
+
+    @classmethod
+    def of(cls, configuration: Configuration) -> "PatchShape":
+        """The patches of a configuration."""
+        size = (configuration.patch_slices, *configuration.patch_size_yx)
+        return cls(size, configuration.network.n_slices, configuration.slice_step)
 
 
 def cut(case: TrainingCase, location: Location, shape: PatchShape) -> tuple[Any, Any]:
-    """The image (C, T, Y, X) and mask (1, Y, X) of a patch; slices beyond the ends repeat the last one."""
-    offsets = (np.arange(shape.n_slices) - shape.n_slices // 2) * shape.slice_step
-    slices = np.clip(location.z + offsets, 0, case.mask.shape[0] - 1)
-    rows = [location.y, location.y + shape.size_yx[0]]
-    columns = [location.x, location.x + shape.size_yx[1]]
-    image = case.image[:, slices.tolist(), slice(*rows), slice(*columns)]
-    mask = case.mask[location.z : location.z + 1, slice(*rows), slice(*columns)]
-    if tuple(mask.shape[-2:]) == shape.size_yx:
-        return image, mask
-    box_yx = [[0, shape.size_yx[0]], [0, shape.size_yx[1]]]
-    whole = [[0, n] for n in image.shape[:2]]
-    return crop_and_pad_nd(image, whole + box_yx, float(image.min())), crop_and_pad_nd(
-        mask, [[0, 1], *box_yx]
-    )
+    """The image (C, Z, Y, X) and mask (Z', Y, X) of a patch; slices beyond the ends repeat the last one.
+
+    A prior density is the image's last channel.
+    """
+    depth, height, width = shape.size_zyx
+    last = case.mask.shape[0] - 1
+    labelled = np.clip(location.z + np.arange(depth), 0, last).tolist()
+    offsets = (np.arange(depth + shape.n_slices - 1) - shape.n_slices // 2) * shape.slice_step
+    shown = np.clip(location.z + offsets, 0, last).tolist()
+    rows, columns = (location.y, location.y + height), (location.x, location.x + width)
+    image = case.image[:, shown, slice(*rows), slice(*columns)]
+    mask = case.mask[labelled, slice(*rows), slice(*columns)]
+    if tuple(mask.shape[-2:]) != (height, width):
+        box_yx = [[0, height], [0, width]]
+        whole = [[0, n] for n in image.shape[:2]]
+        image = crop_and_pad_nd(image, whole + box_yx, float(image.min()))
+        mask = crop_and_pad_nd(mask, [[0, depth], *box_yx])
+    if case.prior is not None:
+        image = _with_channel(image, case.prior.region(shown, rows, columns))
+    return image, mask
+
+
+def _with_channel(image: Any, channel: NDArray[np.float32]) -> Any:
+    """The image (C + 1, Z, Y, X) with one more channel (Z, Y, X), where the image is and of its type."""
+    if isinstance(image, torch.Tensor):
+        return torch.cat((image, torch.from_numpy(channel[None]).to(image)))
+    return np.concatenate((image, channel[None].astype(image.dtype)))
 
 
 class PatchLoader(SlimDataLoaderBase):  # type: ignore[misc]
-    """Batches as batchgenerators wants them: {"image": (B, C, T, Y, X), "mask": (B, 1, Y, X), "where": …}.
+    """Batches as batchgenerators wants them: {"image": (B, C, Z, Y, X), "mask": (B, Z', Y, X), "where": …}.
 
     The n-th batch depends on the seed and n alone, not on how many workers draw or where a run resumed.
     """

@@ -16,15 +16,17 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.scores import CaseScores
 from pwmlunet.files import make_folder
 from pwmlunet.inference.device import autocast, choose_device, keep_freed_memory, training_format
-from pwmlunet.inference.model import ALL, load_tensors, save_tensors
+from pwmlunet.inference.model import ALL, FoldNetwork, TrainedModel, load_tensors, save_tensors
 from pwmlunet.networks.base import Batch, SegmentationNetwork
+from pwmlunet.planning.density import Density
 from pwmlunet.training.augmentation import Augmenter
 from pwmlunet.training.batches import draw_batches, to_batch, training_cases
 from pwmlunet.training.config import TrainingConfig
 from pwmlunet.training.interruption import Stop, TrainingStoppedError, stopping_on_signals
 from pwmlunet.training.losses import parse_loss
 from pwmlunet.training.progress import append_metrics, draw_progress, keep_metrics, logging_to
-from pwmlunet.training.run import Run
+from pwmlunet.training.run import Run, fold_density
+from pwmlunet.training.sampling import PatchShape
 from pwmlunet.training.validation import look, validate
 
 logger = logging.getLogger(__name__)
@@ -43,13 +45,14 @@ class FoldTrainer:
         self.device = choose_device(run.config.device)
         self.dtype = training_format(self.device, run.config.precision)
         self.criterion = parse_loss(run.config.loss)
-        self.augmenter = Augmenter(run.config.augmentation)
+        self.augmenter = Augmenter(run.config.augmentation, len(run.model.plan.channel_names))
         self.seed = run.config.seed * 1009 + (_FOLD_ALL_SEED if fold == ALL else int(fold))
         torch.manual_seed(self.seed)
         self.network = run.model.build().to(self.device)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimiser = make_optimiser(self.network, run.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.density: Density | None = None
         self.step = 0
         self.best: dict[str, Any] = {"score": -1.0, "epoch": 0, "weights": None}
         self.plateau = {"lowest": math.inf, "since": 0, "factor": 1.0}
@@ -72,6 +75,7 @@ class FoldTrainer:
             if not (self.folder / "weights.pt").is_file():
                 keep_freed_memory()
                 self._resume()
+                self.density = fold_density(self.run, self.fold)
                 with stopping_on_signals() as stop:
                     self._train_epochs(stop)
                 self._finish()
@@ -80,7 +84,7 @@ class FoldTrainer:
             return validate(self.run, self.fold, self.device)
 
     def _train_epochs(self, stop: Stop) -> None:
-        cases = training_cases(self.run, self.split.train, self.device)
+        cases = training_cases(self.run, self.split.train, self.device, self.density)
         losses_of = self._losses()
         batches = draw_batches(self.run, cases, seed=self.seed, first=self.step)
         saved = time.monotonic()
@@ -150,15 +154,12 @@ class FoldTrainer:
         """The network's losses, through torch.compile where a trial of it succeeds."""
         plain = _Losses(self.network, self.criterion)
         if self.device.type == "cuda":
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            has_volumes = any(p.ndim == 5 for p in self.network.parameters())
+            memory_format = torch.channels_last_3d if has_volumes else torch.channels_last
+            self.network.to(memory_format=memory_format)  # type: ignore[call-overload]
         if not self.config.compile:
             return plain
-        size = self.run.model.configuration
-        image = torch.zeros(
-            2, len(self.run.model.plan.channel_names), size.network.n_slices, *size.patch_size_yx
-        )
-        known = torch.ones(2, 1, 1, *size.patch_size_yx)
-        trial = Batch(image, known.expand(-1, len(self.run.model.labels.targets), -1, -1, -1), known)
+        trial = _trial(self.run.model)
         state = copy.deepcopy(self.network.state_dict())
         try:
             compiled: Callable[[Batch], dict[str, Tensor]] = torch.compile(plain)
@@ -203,7 +204,8 @@ class FoldTrainer:
 
     def _look(self) -> dict[str, float]:
         """Scores the held-out cases; keeps the weights where they are the best so far."""
-        f1, dice = look(self.run, self.split.val, self.average, self.device)
+        network = FoldNetwork(self.average, self.density)
+        f1, dice = look(self.run, self.split.val, network, self.device)
         score = f1 + 1e-3 * dice
         if score >= self.best["score"]:
             weights = {k: v.cpu().clone() for k, v in self.average.state_dict().items()}
@@ -280,6 +282,16 @@ def make_optimiser(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
     kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.learning_rate)
+
+
+def _trial(model: TrainedModel) -> Batch:
+    """A batch of two empty patches."""
+    size = PatchShape.of(model.configuration)
+    depth, *in_plane = size.size_zyx
+    n_channels = len(model.plan.channel_names) + model.configuration.network.takes_prior
+    known = torch.ones(2, 1, depth, *in_plane)
+    image = torch.zeros(2, n_channels, depth + size.n_slices - 1, *in_plane)
+    return Batch(image, known.expand(-1, len(model.labels.targets), -1, -1, -1), known)
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

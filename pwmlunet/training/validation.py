@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,27 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pwmlunet.data.image import write_image
-from pwmlunet.data.store import CaseFacts
+from pwmlunet.data.store import CaseFacts, PreprocessedCase
 from pwmlunet.evaluation.evaluate import write_summary
 from pwmlunet.evaluation.probabilities import write_probability
 from pwmlunet.evaluation.scores import CaseScores, score_case
 from pwmlunet.evaluation.summary import summarise
+from pwmlunet.inference.model import FoldNetwork
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.predictor import Predictor
-from pwmlunet.networks.base import SegmentationNetwork
 from pwmlunet.training.run import Run
 
 logger = logging.getLogger(__name__)
 
 _SELECTION_THRESHOLDS = (0.3, 0.5, 0.7)
+_LOOKED_AT_VOXELS = 2**22  # of a case: more than an MR volume on its grid, 29 full slices of ultrasound
 
 
-def look(
-    run: Run, cases: Sequence[str], network: SegmentationNetwork, device: torch.device
-) -> tuple[float, float]:
-    """Lesion F1 and Dice of a network on whole held-out cases, without flips.
+def look(run: Run, cases: Sequence[str], network: FoldNetwork, device: torch.device) -> tuple[float, float]:
+    """Lesion F1 and Dice of a network on held-out cases, without flips.
 
-    F1 is the mean over three thresholds: with few lesions, one threshold says more about chance.
+    Cases are looked at whole; of large volumes, the slices among which most lesion voxels lie. F1 is the mean
+    over three thresholds: with few lesions, one threshold says more about chance.
     """
     predictor = Predictor(
         run.model, networks=[network], device=str(device), flips=False, postprocessing=Postprocessing()
@@ -39,19 +40,44 @@ def look(
     scores: dict[float, list[CaseScores]] = {t: [] for t in _SELECTION_THRESHOLDS}
     for name in cases:
         case = run.store.read(name)
-        reference = run.store.reference(name)
-        probability = predictor.predict_prepared(case.image, case.facts.way_back).probability
+        reference, probability, spacing = _seen(run, case, predictor)
         for threshold in _SELECTION_THRESHOLDS:
-            mask = run.model.labels.decode(probability, threshold)
-            scores[threshold].append(_score(run, case.facts, reference, mask))
+            cut = replace(run.model.unchosen, threshold=threshold)
+            mask = cut.apply(probability, run.model.labels, spacing)
+            scores[threshold].append(_score(run, case.facts, spacing, reference, mask))
     f1 = float(np.mean([_pooled_f1(scored) for scored in scores.values()]))
     return f1, _mean_dice(scores[0.5])
+
+
+def _seen(
+    run: Run, case: PreprocessedCase, predictor: Predictor
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], tuple[float, float, float]]:
+    """What is looked at of a case: reference, probability and spacing, on the case's own grid where it is whole."""
+    assert case.mask is not None
+    n_slices, rows, columns = case.mask.shape
+    most = max(run.model.configuration.patch_slices, _LOOKED_AT_VOXELS // (rows * columns))
+    way_back = case.facts.way_back
+    if n_slices <= most:
+        whole = predictor.predict_prepared(case.image, way_back)
+        return run.store.reference(case.name), whole.probability, way_back.geometry.spacing_zyx_mm
+    first = _most_lesion(run, case.mask, most)
+    probability = predictor.predict_slices(case.image, way_back, (first, first + most))
+    return np.asarray(case.mask[first : first + most]), probability, way_back.spacing_zyx_mm
+
+
+def _most_lesion(run: Run, mask: NDArray[np.uint8], n_slices: int) -> int:
+    """The first of so many slices that hold the most lesion voxels; those in the middle where all are as good."""
+    in_slice = [np.count_nonzero(run.model.labels.encode(piece).any(0)) for piece in mask]
+    before = np.concatenate([[0.0], np.cumsum(in_slice)])
+    held = before[n_slices:] - before[:-n_slices]
+    held[len(held) // 2] += 0.5
+    return int(held.argmax())
 
 
 def validate(run: Run, fold: str, device: torch.device) -> list[CaseScores]:
     """Predicts the held-out cases as a user would and scores them; probabilities are kept."""
     folder = run.model.fold_folder(fold) / "validation"
-    raw = Postprocessing()  # what is chosen later is chosen from these probabilities
+    raw = run.model.unchosen  # what is chosen later is chosen from these probabilities
     predictor = Predictor(run.model, folds=[fold], device=str(device), postprocessing=raw)
     scores = []
     for name in tqdm(run.split(fold).val, f"validate fold {fold}", leave=False):
@@ -60,7 +86,14 @@ def validate(run: Run, fold: str, device: torch.device) -> list[CaseScores]:
         write_probability(folder / f"{name}.npz", prediction.probability)
         _write_mask(folder / f"{name}.nii.gz", prediction.mask, prediction.geometry)
         scores.append(
-            _score(run, case.facts, run.store.reference(name), prediction.mask, prediction.probability)
+            _score(
+                run,
+                case.facts,
+                prediction.geometry.spacing_zyx_mm,
+                run.store.reference(name),
+                prediction.mask,
+                prediction.probability,
+            )
         )
     write_summary(folder / "summary.json", scores)
     return scores
@@ -69,6 +102,7 @@ def validate(run: Run, fold: str, device: torch.device) -> list[CaseScores]:
 def _score(
     run: Run,
     facts: CaseFacts,
+    spacing_zyx_mm: tuple[float, float, float],
     reference: NDArray[np.uint8],
     mask: NDArray[np.uint8],
     probability: NDArray[np.float32] | None = None,
@@ -76,7 +110,7 @@ def _score(
     return score_case(
         reference,
         mask,
-        spacing_zyx_mm=facts.way_back.geometry.spacing_zyx_mm,
+        spacing_zyx_mm=spacing_zyx_mm,
         labels=run.model.labels,
         name=facts.name,
         subject=facts.subject,

@@ -1,13 +1,27 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
-from pwmlunet.data.store import CaseFacts, CaseStore, PreprocessedCase, WayBack, slice_order
+from pwmlunet.data.image import Geometry
+from pwmlunet.data.store import (
+    CaseFacts,
+    CaseStore,
+    Orientation,
+    PreprocessedCase,
+    Rigid,
+    WayBack,
+    orientation_of,
+)
 from pwmlunet.errors import PwmlError
 
 
 @pytest.fixture
 def case(tiny):
-    way_back = WayBack(tiny.oblique((6, 2, 5)), "y", ((0, 2), (-1, 7), (1, 4)), (2, 16, 12))
+    way_back = WayBack(
+        tiny.oblique((6, 2, 5)), Orientation((1, 0, 2)), ((0, 2), (-1, 7), (1, 4)), (2, 16, 12)
+    )
     facts = CaseFacts("sub-01", "sub-01", way_back, {"preparation": {"margin": 0.02}, "files": {"a": [1, 2]}})
     image = np.arange(2 * 2 * 16 * 12, dtype=np.float32).reshape(2, 2, 16, 12)
     mask = (image[0] % 7 == 0).astype(np.uint8)
@@ -41,10 +55,79 @@ def test_a_case_to_predict_has_no_mask(tmp_path, case):
 
 
 def test_the_grid_of_other_slices_has_the_spacing_of_its_axes(case):
-    assert slice_order("z") == (0, 1, 2)
     # file: 3.0 x 0.7 x 0.5 mm; slices along y; rows are z, columns are x; 8 rows became 16, 3 columns 12
     assert case.facts.way_back.spacing_zyx_mm == pytest.approx((0.7, 1.5, 0.125))
     assert case.facts.way_back.slice_shape_yx == (16, 12)
+
+
+@pytest.mark.parametrize("flipped", [(False, False, False), (True, False, True)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+def test_an_orientation_and_its_way_back(order, flipped):
+    array = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    orientation = Orientation(order, flipped)
+    grid = orientation.to_grid(array)
+    assert grid.shape == (2, *(array.shape[1 + axis] for axis in order)) and np.shares_memory(grid, array)
+    first = [0, 0, 0]
+    for axis, flip in zip(order, flipped, strict=True):
+        first[axis] = array.shape[1 + axis] - 1 if flip else 0
+    assert grid[1, 0, 0, 0] == array[1, *first]
+    assert np.array_equal(orientation.to_file(grid), array)
+
+
+LPS = (1.0, 0, 0, 0, 1, 0, 0, 0, 1)  # the file's x runs to the left, y to the back, z upwards
+RAS = (-1.0, 0, 0, 0, -1, 0, 0, 0, 1)
+SAGITTAL_FILE = (0.0, 0, -1, 1, 0, 0, 0, -1, 0)  # x to the back, y downwards, z to the right
+
+
+@pytest.mark.parametrize(
+    ("direction", "slice_axis", "order", "flipped"),
+    [
+        (LPS, "axial", (0, 1, 2), (False, False, False)),
+        (LPS, "coronal", (1, 0, 2), (False, True, False)),
+        (LPS, "sagittal", (2, 0, 1), (False, True, False)),
+        (RAS, "axial", (0, 1, 2), (False, True, True)),
+        (RAS, "coronal", (1, 0, 2), (True, True, True)),
+        (SAGITTAL_FILE, "sagittal", (0, 1, 2), (True, False, False)),
+        (SAGITTAL_FILE, "coronal", (2, 1, 0), (False, False, True)),
+        (SAGITTAL_FILE, "z", (0, 1, 2), (False, False, False)),
+        (RAS, "y", (1, 0, 2), (False, False, False)),
+        (RAS, "x", (2, 0, 1), (False, False, False)),
+    ],
+)
+def test_the_affine_decides_how_slices_rows_and_columns_run(direction, slice_axis, order, flipped):
+    geometry = Geometry((4, 5, 6), (1.0, 2.0, 3.0), direction_xyz=direction)
+    assert orientation_of(geometry, slice_axis) == Orientation(order, flipped)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_turn_of_the_head_has_an_orientation(seed):
+    turn = Rotation.random(rng=np.random.default_rng(seed)).as_matrix()
+    geometry = Geometry((4, 5, 6), (1.0, 2.0, 3.0), direction_xyz=tuple(turn.ravel().tolist()))
+    found = orientation_of(geometry, "coronal")
+    assert sorted(found.order) == [0, 1, 2]
+    # the middle of the last slice, row and column lies behind, below and to the left of the first one's
+    cosines = turn[:, ::-1][:, found.order] * np.where(found.flipped, -1, 1)
+    assert cosines[1, 0] - cosines[2, 1] + cosines[0, 2] == pytest.approx(
+        max(np.abs(turn[[0, 1, 2], axes]).sum() for axes in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]))
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("degrees", [41, 45, 49])
+def test_axes_that_fight_for_a_name_each_get_one(degrees):
+    turn = Rotation.from_euler("xyz", (degrees, 0, degrees), degrees=True).as_matrix()
+    geometry = Geometry((4, 5, 6), (1.0, 2.0, 3.0), direction_xyz=tuple(turn.ravel().tolist()))
+    for slice_axis in ("axial", "coronal", "sagittal"):
+        assert sorted(orientation_of(geometry, slice_axis).order) == [0, 1, 2]
+
+
+def test_a_case_of_half_the_precision_beside_a_reference(tmp_path, case):
+    place = Rigid((1.0, 0, 0, 0, 1, 0, 0, 0, 1), (0.5, -2.0, 3.25))
+    facts = replace(case.facts, way_back=replace(case.facts.way_back, to_reference=place))
+    store = CaseStore(tmp_path / "slices")
+    store.write(replace(case, facts=facts, image=case.image.astype(np.float16)))
+    read = store.read("sub-01")
+    assert read.image.dtype == np.float16 and np.array_equal(read.image, case.image)
+    assert read.facts.way_back.to_reference == place
 
 
 def test_a_case_is_there_only_when_its_last_file_is(store, case, monkeypatch):
@@ -57,6 +140,14 @@ def test_a_case_is_there_only_when_its_last_file_is(store, case, monkeypatch):
     with pytest.raises(PwmlError, match="the disk is full"):
         store.write(case)  # writing again begins with taking the old one away
     assert store.names() == []
+
+
+@pytest.mark.parametrize("text", ["{}", '{"name": "sub-01", "slice_axis": "z"}', "{"])
+def test_a_case_of_another_version_is_as_one_that_is_not_there(store, text):
+    (store.folder / "sub-01" / "case.json").write_text(text)
+    assert store.facts("sub-01") is None
+    with pytest.raises(PwmlError, match=r"sub-01 is not preprocessed .* run pwml_plan_and_preprocess"):
+        store.read("sub-01")
 
 
 def _disk_full(*_, **__):

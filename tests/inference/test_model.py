@@ -77,8 +77,10 @@ def test_a_model_is_opened_and_loaded(folder):
     model = TrainedModel.open(folder)
     assert model.finished_folds() == ["0", "1"]
     first, second = model.load(None)
-    assert not first.training and not second.training
-    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not first.network.training and not second.network.training
+    weights = zip(first.network.parameters(), second.network.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in weights)
+    assert first.density is None
     assert len(model.load(["1"])) == 1
     with pytest.raises(PwmlError, match=r"has no finished fold 3 \(finished: 0, 1\)"):
         model.load(["0", "3"])

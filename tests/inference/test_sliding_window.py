@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pwmlunet.inference.sliding_window import Window, predict_volume, tile_starts
+from pwmlunet.inference.sliding_window import PlacedNetwork, Window, predict_volume, tile_starts
 from pwmlunet.networks.base import SegmentationNetwork
+from pwmlunet.networks.resunet_3d import ResUNet3dConfig
 from pwmlunet.networks.trident import TridentConfig
 from pwmlunet.planning.plan import Configuration
 
@@ -30,7 +32,11 @@ class Neighbours(SegmentationNetwork):
 def predict(network, image, *, patch=(4, 4), step=1, tiles="slice", flips=False, others=()):
     config = TridentConfig(n_slices=network.n_slices, n_stages=2)  # stride 2
     configuration = Configuration("slices", patch, 1, config, step, tiles)
-    return predict_volume([network, *others], image, Window(configuration, flips), CPU)[0]
+    return predict_volume(placed(network, *others), image.numpy(), Window(configuration, flips), CPU)[0]
+
+
+def placed(*networks):
+    return [PlacedNetwork(network) for network in networks]
 
 
 def slices(*values, size=4):
@@ -148,7 +154,7 @@ def test_a_real_network_sees_a_run_as_it_sees_each_slice():
     network = config.build(1, 2).eval()
     image = torch.randn(1, 6, 10, 12, generator=torch.Generator().manual_seed(2))
     whole, _ = predict_volume(
-        [network], image, Window(Configuration("slices", (4, 4), 1, config), False), CPU
+        placed(network), image.numpy(), Window(Configuration("slices", (4, 4), 1, config), False), CPU
     )
     assert whole.shape == (2, 6, 10, 12)
     with torch.inference_mode():
@@ -165,7 +171,91 @@ def test_the_spread_is_the_standard_deviation_over_networks():
     image = slices(0.1, 0.3, 0.2)
     networks = [Neighbours(extra=lambda image, plus=plus: plus) for plus in (0.0, 0.3, 0.6)]
     configuration = Configuration("slices", (4, 4), 1, TridentConfig(n_slices=1, n_stages=2))
-    mean, spread = predict_volume(networks, image, Window(configuration, False), CPU)
+    mean, spread = predict_volume(placed(*networks), image.numpy(), Window(configuration, False), CPU)
     assert values(mean) == pytest.approx([0.4, 0.6, 0.5])
     assert values(spread) == pytest.approx([0.06**0.5] * 3)
-    assert predict_volume(networks[:1], image, Window(configuration, False), CPU)[1] is None
+    assert predict_volume(placed(networks[0]), image.numpy(), Window(configuration, False), CPU)[1] is None
+
+
+class Volume(SegmentationNetwork):
+    """The image itself, plus what a test wants; counts its passes. Its stride through slices is 2."""
+
+    def __init__(self, extra=lambda image: 0.0):
+        super().__init__()
+        self.extra, self.seen = extra, []
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def losses(self, batch, criterion):
+        raise NotImplementedError
+
+    def segment(self, image):
+        self.seen.append(tuple(image.shape))
+        return image[:, :1] + self.extra(image)
+
+
+def predict_3d(network, image, *, depth=4, patch=(4, 4), flips=False, slices=None):
+    config = ResUNet3dConfig(n_stages=2)
+    configuration = Configuration("slices", patch, 1, config, patch_slices=depth, tiles="patch")
+    window = Window(configuration, flips)
+    return predict_volume(placed(network), image.numpy(), window, CPU, slices)[0]
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (5, 4, 8), (9, 5, 7), (3, 1, 3), (12, 9, 11)])
+def test_volumes_of_any_size_come_back(flips, shape):
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    network = Volume()
+    prediction = predict_3d(network, image, flips=flips)
+    assert prediction.shape == (1, *shape)
+    assert torch.allclose(prediction, image, atol=1e-6)
+    assert {seen[2] for seen in network.seen} == {4}
+
+
+def test_runs_of_a_volume_overlap_by_half_and_count_most_in_their_middle():
+    """Each run says how many came before it; runs of four begin at slices 0 and 2 of six."""
+    network = Volume()
+    network.extra = lambda image: float(len(network.seen) - 1)
+    column = predict_3d(network, torch.zeros(1, 6, 4, 4))[0, :, 0, 0]
+    assert len(network.seen) == 2
+    near, far = (torch.tensor(d / 0.5).square().mul(-0.5).exp().item() for d in (0.5, 1.5))  # sigma = 4 / 8
+    assert column[:2].tolist() == [0, 0] and column[4:].tolist() == [1, 1]
+    assert column[2].item() == pytest.approx(far / (near + far))
+    assert column[3].item() == pytest.approx(near / (near + far))
+
+
+def test_some_slices_are_predicted_as_they_are_in_the_whole():
+    image = torch.rand(1, 9, 4, 4, generator=torch.Generator().manual_seed(3))
+    config = TridentConfig(n_slices=3, n_stages=2)
+    window = Window(Configuration("slices", (4, 4), 1, config, 2), False)
+    whole, part = (
+        predict_volume(placed(Neighbours(3)), image.numpy(), window, CPU, slices)[0]
+        for slices in (None, (3, 7))
+    )
+    assert torch.equal(part, whole[:, 3:7])
+    network = Volume()
+    assert torch.allclose(predict_3d(network, image, slices=(3, 8)), image[:, 3:8])
+    assert len(network.seen) == 2
+
+
+class Ramp:
+    """A density whose value is the voxel's own index."""
+
+    def region(self, slices, rows, columns):
+        z, y, x = np.meshgrid(slices, np.arange(*rows), np.arange(*columns), indexing="ij")
+        return (100 * z + 10 * y + x).astype(np.float32)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_a_network_sees_its_prior_beside_the_image_and_another_network_does_not(flips):
+    class LastChannel(Neighbours):
+        def segment(self, image):
+            assert image.shape[1] == 2
+            return image[:, 1:]
+
+    image = torch.zeros(1, 4, 3, 5)
+    config = TridentConfig(n_slices=1, n_stages=2)
+    window = Window(Configuration("slices", (4, 4), 1, config), flips)
+    networks = [PlacedNetwork(LastChannel(), Ramp()), PlacedNetwork(Neighbours())]
+    mean, _ = predict_volume(networks, image.numpy(), window, CPU)
+    z, y, x = np.indices((4, 3, 5))
+    assert np.allclose(mean[0], (100 * z + 10 * y + x) / 2)

@@ -10,12 +10,22 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.networks import NETWORKS
 from pwmlunet.networks.base import Batch, DenseConfig, NetworkConfig, SegmentationNetwork
 from pwmlunet.networks.blocks import to_slices, to_volume, windows
+from pwmlunet.networks.priority import PriorityConfig
+from pwmlunet.networks.resunet_3d import ResUNet3dConfig
 from pwmlunet.networks.trident import TridentConfig
 from pwmlunet.networks.unet import UNetConfig
 
 N_CHANNELS, N_TARGETS = 2, 3
 
 SMALL: dict[str, NetworkConfig] = {
+    "priority": PriorityConfig(width=4, n_stages=3),
+    "priority, channel": PriorityConfig(width=4, n_stages=2, enters="channel"),
+    "priority, log-odds": PriorityConfig(width=3, n_stages=3, enters="log_odds", norm="instance"),
+    "resunet 3-D": ResUNet3dConfig(width=3, n_stages=3),
+    "resunet 3-D, thick slices": ResUNet3dConfig(width=3, n_stages=4, n_flat_stages=2, norm="batch"),
+    "resunet 3-D, no slice pooled": ResUNet3dConfig(
+        width=4, n_stages=3, n_flat_stages=2, deep_supervision=False, dropout=0.2
+    ),
     "trident": TridentConfig(width=4, n_stages=3),
     "trident of one": TridentConfig(width=4, n_stages=2, n_slices=1),
     "trident of five": TridentConfig(width=3, n_stages=3, n_slices=5, norm="instance", dropout=0.2),
@@ -40,14 +50,24 @@ def network(config: NetworkConfig) -> SegmentationNetwork:
 
 
 def random_image(config: NetworkConfig, n_batch: int, n_outputs: int) -> Tensor:
+    """An image whose output has n_outputs slices; a network that halves slices gets as many voxels at its bottom."""
     generator = torch.Generator().manual_seed(1)
-    shape = (n_batch, N_CHANNELS, config.n_slices + n_outputs - 1, 2 * config.stride, 3 * config.stride)
-    return torch.randn(shape, generator=generator)
+    n_slices = n_outputs * config.slice_stride + config.n_slices - 1
+    image = torch.randn(
+        n_batch, N_CHANNELS, n_slices, 2 * config.stride, 3 * config.stride, generator=generator
+    )
+    prior = torch.rand(image[:, :1].shape, generator=generator)
+    return torch.cat((image, prior), 1) if config.takes_prior else image
+
+
+def skip_volumes(config: NetworkConfig) -> None:
+    if isinstance(config, ResUNet3dConfig):
+        pytest.skip("in volumes all slices meet: see test_resunet_3d")
 
 
 def random_batch(config: NetworkConfig) -> Batch:
     image = random_image(config, 2, 1)
-    target = (image[:, :1, :1] > 1).float().expand(-1, N_TARGETS, -1, -1, -1)
+    target = (image[:, :1, : config.slice_stride] > 1).float().expand(-1, N_TARGETS, -1, -1, -1)
     return Batch(image, target, torch.ones_like(target[:, :1]))
 
 
@@ -57,11 +77,12 @@ def criterion(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("n_outputs", [1, 4])
-def test_probabilities_have_one_slice_a_window(
+def test_probabilities_have_the_shape_of_the_image_less_its_windows(
     config: NetworkConfig, network: SegmentationNetwork, n_outputs: int
 ) -> None:
     probability = network.eval().segment(random_image(config, 2, n_outputs))
-    assert probability.shape == (2, N_TARGETS, n_outputs, 2 * config.stride, 3 * config.stride)
+    n_slices = n_outputs * config.slice_stride
+    assert probability.shape == (2, N_TARGETS, n_slices, 2 * config.stride, 3 * config.stride)
     assert probability.dtype == torch.float32
     assert 0 < probability.min() < probability.max() < 1
 
@@ -71,6 +92,7 @@ def test_probabilities_have_one_slice_a_window(
 def test_a_run_of_slices_equals_its_windows_one_by_one(
     config: NetworkConfig, network: SegmentationNetwork, n_batch: int
 ) -> None:
+    skip_volumes(config)
     image = random_image(config, n_batch, 4)
     network.eval()
     single = [network.segment(image[:, :, i : i + config.n_slices]) for i in range(4)]
@@ -80,6 +102,7 @@ def test_a_run_of_slices_equals_its_windows_one_by_one(
 
 @torch.no_grad()
 def test_a_slice_hears_its_window_and_no_other(config: NetworkConfig, network: SegmentationNetwork) -> None:
+    skip_volumes(config)
     image = random_image(config, 1, 3)
     network.eval()
     before = network.segment(image)
@@ -125,7 +148,10 @@ def test_training_lowers_the_loss(config: NetworkConfig, network: SegmentationNe
 def test_an_untrained_network_expects_few_lesions(config: NetworkConfig) -> None:
     assert isinstance(config, DenseConfig)
     network = replace(config, prior_probability=0.03).build(N_CHANNELS, N_TARGETS)
-    probability = network.segment(random_image(config, 2, 1))
+    image = random_image(config, 2, 1)
+    if config.takes_prior:
+        image[:, -1] = 1  # where lesions are most expected
+    probability = network.segment(image)
     assert probability.mean().item() == pytest.approx(0.03, rel=0.2)
 
 
@@ -145,6 +171,14 @@ def test_a_config_survives_json(config: NetworkConfig, tmp_path: Path) -> None:
 def test_a_wrong_choice_is_named(name: str, value: object) -> None:
     with pytest.raises(PwmlError, match=f"here.*{name} must be"):
         NetworkConfig.from_dict({"type": "trident", name: value}, "here")
+
+
+def test_a_prior_is_not_counted_as_a_channel(config: NetworkConfig, network: SegmentationNetwork) -> None:
+    image = torch.zeros_like(random_image(config, 1, 1))
+    assert image.shape[1] == N_CHANNELS + config.takes_prior
+    network.segment(image)
+    with pytest.raises(RuntimeError):
+        network.segment(image[:, 1:])
 
 
 @pytest.mark.parametrize(("n_slices", "n_parameters"), [(3, 67_349_315), (1, 16_462_403)])

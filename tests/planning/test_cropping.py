@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pwmlunet.data.image import read_image
-from pwmlunet.planning.cropping import box_of, foreground, square_box
+from pwmlunet.planning.cropping import box_of, find_fan, foreground, square_box
 
 REAL = Path(os.environ.get("PWML_TEST_DATA") or Path(__file__).parents[2] / "../shared/data")
 REAL = REAL / "pwml_t1" if (REAL / "pwml_t1").is_dir() else REAL
@@ -54,6 +54,51 @@ def test_an_offset_of_the_intensities_changes_nothing(offset, tiny):
 def test_the_box_of_nothing_is_everything():
     assert box_of(np.zeros((2, 3, 4), bool)) == ((0, 2), (0, 3), (0, 4))
     assert foreground(np.full((1, 4, 5), 7)).all()
+
+
+def fan_of_speckle(shape_zyx, background=0, seed=0):
+    """A cone that opens downwards from above the first row, a third of its speckle as dark as what is around it."""
+    z, y, x = np.ogrid[tuple(slice(n) for n in shape_zyx)]
+    depth = y + 0.2 * shape_zyx[1]
+    aside = np.hypot((z - 0.45 * shape_zyx[0]) / shape_zyx[0], (x - 0.55 * shape_zyx[2]) / shape_zyx[2])
+    inside = (aside < 0.33 * depth / shape_zyx[1]) & (y > 0.1 * shape_zyx[1]) & (y < 0.9 * shape_zyx[1])
+    speckle = np.random.default_rng(seed).integers(-60, 120, shape_zyx).clip(0)
+    return np.where(inside, background + speckle, background).astype(np.int16), inside
+
+
+@pytest.mark.parametrize("block", [1, 3, 4])
+@pytest.mark.parametrize("background", [0, 7])
+@pytest.mark.parametrize("shape_zyx", [(34, 47, 41), (61, 50, 63)])
+def test_the_fan_is_found_whole_and_little_else(shape_zyx, background, block, monkeypatch):
+    monkeypatch.setattr("pwmlunet.planning.cropping._MANY_BLOCKS", np.prod(shape_zyx) / block**3)
+    volume, inside = fan_of_speckle(shape_zyx, background)
+    volume[: shape_zyx[0] // 2, shape_zyx[1] // 2 :, 20:24] = background  # the shadow of a bone
+    seen = inside & (volume != background)
+    fan = find_fan(volume)
+    assert fan.shape == volume.shape and fan[seen].all() and not fan[0, 0, 0]
+    assert fan[inside].mean() > 0.84 and fan[~inside].mean() < 0.02 + 0.07 * (block - 1)
+    for (start, stop), (first, end) in zip(box_of(fan), box_of(seen), strict=True):
+        assert first - block < start <= first and end <= stop < end + block
+
+
+def test_a_mark_beside_the_fan_does_not_widen_the_box():
+    volume, _ = fan_of_speckle((96, 60, 100))
+    box = box_of(find_fan(volume))
+    volume[0, 57:, 97:] = 100
+    assert box_of(find_fan(volume)) == box
+
+
+def test_a_fan_at_the_edge_of_the_field_is_not_cut():
+    volume, _ = fan_of_speckle((40, 50, 44))
+    lower = volume[:, 20:42]
+    assert box_of(find_fan(lower))[1] == (0, 22)
+
+
+def test_where_nothing_or_everything_is_seen_there_is_no_fan(tiny):
+    assert find_fan(np.full((9, 10, 11), 3)) is None
+    assert find_fan(tiny.head_with_lesions(0).image) is None  # noise all around
+    speckle = np.random.default_rng(0).integers(0, 9, (30, 32, 34))
+    assert find_fan(speckle) is None
 
 
 @pytest.mark.parametrize(

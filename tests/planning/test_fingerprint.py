@@ -48,6 +48,8 @@ def test_facts_by_hand(tiny, tmp_path):
     # its largest slices along z, y and x hold 3, 3 and 1 pixels
     assert large.diameter_zyx_voxels == pytest.approx([2 * (n / np.pi) ** 0.5 for n in (3, 3, 1)])
     assert large.contrast == pytest.approx(1.5) and small.contrast == pytest.approx(1.2)
+    assert large.centre_zyx == pytest.approx((0.25, 8.25, 10.5)) and small.centre_zyx == (2, 8, 16)
+    assert 3 * 10 * 14 <= case.head_voxels <= 3 * 12 * 16 and not case.has_fan
     assert (case.n_labelled_slices, case.n_lesion_slices) == (3, 3)
     (channel,) = case.channels
     assert channel.percentiles[1] == pytest.approx(100) and 60 < channel.mean < 101 and channel.std > 1
@@ -156,3 +158,65 @@ def test_images_with_an_axis_of_one_voxel(tiny, tmp_path, shape):
     mask[::2, ::2, ::2] = 1
     folder = tiny.write_raw(tmp_path / "Dataset001_A", {"a": tiny.RawCase(image, mask, tiny.oblique(shape))})
     assert len(look(folder).lesions) == mask.sum()
+
+
+def probe(tiny, seed, shape=(40, 44, 36)):
+    """A cone of speckle in zeros, which opens along the file's first axis, with a deep shadow and one lesion."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.mgrid[tuple(slice(n) for n in shape)]
+    inside = (np.hypot(y - 20, x - 16) < 4 + 0.35 * (shape[0] - z)) & (z > 1)
+    depth = np.where((x > 18) & (z < 30), 0.05, 1)
+    image = np.where(inside, (depth * rng.gamma(4, 20, shape)).clip(1, 250), 0).astype(np.uint8)
+    mask = np.zeros(shape, np.uint8)
+    mask[10:13, 18:22, 15:20] = 1
+    return tiny.RawCase(image, mask, tiny.oblique(shape, (0.5, 0.5, 0.5))), inside
+
+
+def named(folder, channel_name):
+    path = folder / "dataset.json"
+    path.write_text(path.read_text().replace('"T1"', f'"{channel_name}"'))
+    return folder
+
+
+@pytest.mark.parametrize("channel_name", ["cUS", "image"])
+def test_the_fan_is_the_head_of_ultrasound(tiny, tmp_path, channel_name):
+    raw, inside = probe(tiny, 0)
+    (case,) = look(named(tiny.write_raw(tmp_path / "Dataset001_A", {"a": raw}), channel_name)).cases
+    assert case.has_fan
+    assert inside.sum() <= case.head_voxels < 1.5 * inside.sum()
+    for axis, (start, stop) in enumerate(case.head_box_zyx):
+        seen = np.flatnonzero(inside.any(tuple({0, 1, 2} - {axis})))
+        assert seen[0] - 4 < start <= seen[0] and seen[-1] < stop <= seen[-1] + 4
+    # neither the zeros around it nor its bright part alone
+    assert case.channels[0].mean == pytest.approx(raw.image[inside].mean(), rel=0.3)
+
+
+def test_no_fan_is_looked_for_in_mr(tiny, tmp_path):
+    raw, _ = probe(tiny, 0)
+    (case,) = look(tiny.write_raw(tmp_path / "Dataset001_A", {"a": raw})).cases
+    assert not case.has_fan
+
+
+def test_lesions_are_measured_where_they_lie_in_the_whole_volume(tiny, tmp_path):
+    """Only the box of what is labelled is looked at; nothing depends on where that is."""
+    raw, _ = probe(tiny, 0)
+    moved = np.roll(raw.mask, (20, 10, 9), (0, 1, 2))
+    corner = np.zeros_like(raw.mask)
+    corner[0, 0, 0] = corner[-1, -1, -1] = 1
+    cases = {"a": raw, "b": replace(raw, mask=moved), "c": replace(raw, mask=corner)}
+    a, b, c = look(named(tiny.write_raw(tmp_path / "Dataset001_A", cases), "cUS")).cases
+    assert a.lesions[0].centre_zyx == (11, 19.5, 17) and b.lesions[0].centre_zyx == (31, 29.5, 26)
+    assert a.lesions[0].n_voxels == b.lesions[0].n_voxels == 60
+    assert (a.n_lesion_slices, b.n_lesion_slices, c.n_lesion_slices) == (3, 3, 2)
+    assert sorted(lesion.centre_zyx for lesion in c.lesions) == [(0, 0, 0), (39, 43, 35)]
+
+
+def test_the_ring_of_a_lesion_reaches_beyond_what_is_labelled(tiny, tmp_path):
+    raw, _ = probe(tiny, 0)
+    image = np.full_like(raw.image, 50)
+    image[:, :, 20:] = 150  # on one side of the lesion, which ends there
+    image[0] = 0
+    image[raw.mask > 0] = 200
+    (case,) = look(tiny.write_raw(tmp_path / "Dataset001_A", {"a": replace(raw, image=image)})).cases
+    # rows 15 to 24, columns 12 to 22 less the lesion's 4 x 5: of 90 pixels a slice 30 lie on the bright side
+    assert case.lesions[0].contrast == pytest.approx(200 / ((60 * 50 + 30 * 150) / 90))

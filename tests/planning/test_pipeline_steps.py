@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pwmlunet.data.dataset import Labels, Target
+from pwmlunet.data.dataset import Labels, Target, open_dataset
 from pwmlunet.data.image import write_image
 from pwmlunet.data.store import CaseStore
 from pwmlunet.errors import PwmlError
@@ -151,8 +151,6 @@ def test_lost_lesions_are_counted(tiny, tmp_path):
     mask = raw.mask.copy()
     mask[0, 30, 20] = mask[2, 28:34, 18:24] = 1
     folder = tiny.write_raw(tmp_path / DATASET, {"a": replace(raw, mask=mask)})
-    from pwmlunet.data.dataset import open_dataset
-
     (files,) = open_dataset(folder).cases
     labels = Labels((Target("lesion", (1,), 1),), None)
 
@@ -160,8 +158,89 @@ def test_lost_lesions_are_counted(tiny, tmp_path):
         return lost_lesions(preprocess_case(files, labels, preparation), labels)
 
     assert lost(Preparation("z", "head_square", ("none",), long_side=64)) == 0
+    coarse = preprocess_case(files, labels, Preparation("z", "nonzero", ("none",), spacing_yx_mm=(1.4, 1.0)))
+    elsewhere = np.zeros_like(coarse.mask)
+    elsewhere[1].flat[: mask.sum()] = 1  # as many voxels as the lesions have
+    assert lost_lesions(replace(coarse, mask=elsewhere), labels) == 2
     assert lost(Preparation("z", "nonzero", ("none",), spacing_yx_mm=(2.1, 1.5))) == 1
     assert lost(Preparation("z", "nonzero", ("none",), spacing_yx_mm=(70.0, 50.0))) == 2
+
+
+def test_lost_lesions_of_a_native_grid_are_those_cut_off(tiny, tmp_path):
+    raw = tiny.head_with_lesions(0, n_lesions=0)
+    mask = raw.mask.copy()
+    mask[0, 30, 20] = mask[2, 28:34, 18:24] = 1
+    folder = tiny.write_raw(tmp_path / DATASET, {"a": replace(raw, mask=mask)})
+    (files,) = open_dataset(folder).cases
+    labels = Labels((Target("lesion", (1,), 1),), None)
+    case = preprocess_case(files, labels, Preparation("z", "none", ("none",)))
+    assert lost_lesions(case, labels) == 0
+    box = ((0, 4), (0, 56), (19, 48))
+    facts = replace(
+        case.facts, way_back=replace(case.facts.way_back, box_zyx=box, grid_shape_zyx=(4, 56, 29))
+    )
+    cut = replace(case, facts=facts, mask=case.mask[:, :, 19:])
+    assert lost_lesions(cut, labels) == 0  # no lesion, only what is left of none
+    far = ((0, 4), (0, 56), (21, 48))
+    facts = replace(
+        case.facts, way_back=replace(case.facts.way_back, box_zyx=far, grid_shape_zyx=(4, 56, 27))
+    )
+    cut = replace(case, facts=facts, mask=case.mask[:, :, 21:])
+    assert lost_lesions(cut, labels) == 1  # the single pixel; of the other one a part stays
+
+
+def test_the_plan_says_how_many_folds(again, folder):
+    (folder / "splits.json").unlink()
+    edit(folder / "plan.json", lambda plan: plan.update(n_folds=2))
+    again()
+    assert len(json.loads((folder / "splits.json").read_text())) == 2
+
+
+def align(plan):
+    plan["preparations"]["slices"].update(align="rigid", long_side=None)
+
+
+def test_cases_are_registered_to_the_one_of_median_size(again, folder, caplog):
+    edit(folder / "plan.json", align)
+    with caplog.at_level(logging.INFO):
+        assert again().n_made == 5
+    sizes = {case.name: case.head_voxels for case in Fingerprint.read(folder / "fingerprint.json").cases}
+    median = sorted(sizes.values())[2]
+    assert sizes[next(n for n in sizes if f"registered to {n}," in caplog.text)] == median
+    store = CaseStore(folder / "slices")
+    assert all(store.facts(name).way_back.to_reference is not None for name in sizes)
+    assert store.names() == sorted(sizes)
+    reference = folder / "slices" / "reference.npz"
+    before = reference.read_bytes()
+    assert again().n_made == 0 and reference.read_bytes() == before
+
+
+def test_a_new_reference_makes_all_cases_again(again, folder, home, caplog):
+    edit(folder / "plan.json", align)
+    with caplog.at_level(logging.INFO):
+        again()
+    name = caplog.text.split("registered to ")[1].split(",")[0]
+    reference = folder / "slices" / "reference.npz"
+    whole = reference.read_bytes()
+    reference.unlink()
+    assert again().n_made == 0 and reference.is_file()
+    reference.write_bytes(whole[:100])
+    assert again().n_made == 0 and len(reference.read_bytes()) == len(whole)
+    other = next(case for case in CaseStore(folder / "slices").names() if case != name)
+    for case, n_made in ((other, 1), (name, 5)):
+        os.utime(home / "raw" / DATASET / "imagesTr" / f"{case}_0000.nii.gz", ns=(1, 1))
+        assert again().n_made == n_made
+    os.utime(home / "raw" / DATASET / "labelsTr" / f"{name}.nii.gz", ns=(1, 1))
+    assert again().n_made == 1  # the image alone is registered to
+
+
+def test_no_reference_stays_where_cases_are_not_registered(again, folder):
+    edit(folder / "plan.json", align)
+    again()
+    edit(folder / "plan.json", lambda plan: plan["preparations"]["slices"].update(align="middle"))
+    assert again().n_made == 5
+    assert not (folder / "slices" / "reference.npz").exists()
+    assert CaseStore(folder / "slices").facts("sub-02").way_back.to_reference is None
 
 
 def test_one_subject_gets_no_folds(tiny, tmp_path, caplog):

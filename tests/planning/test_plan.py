@@ -19,10 +19,10 @@ PLAN = Plan(
     {
         "trident": TRIDENT,
         "resunet_2d": Configuration("slices", (64, 96), 4, TridentConfig(width=8, n_slices=1), 2),
-        "unet_2d": Configuration("slices", (64, 96), 4, UNetConfig(width=8), 2, "patch"),
+        "unet_2d": Configuration("slices", (64, 96), 4, UNetConfig(width=8), 2, tiles="patch"),
     },
     ExpectedInput((3.0, 0.7, 0.5), (3.1, 0.7, 0.6), (FACTS,)),
-    (Decision("patch", "64 × 96", "half of the grid"),),
+    decisions=(Decision("patch", "64 × 96", "half of the grid"),),
 )
 
 
@@ -57,7 +57,7 @@ def test_inheritance_goes_through_generations_and_over_nested_values():
         }
     )
     assert plan.configurations["wide, tiles"] == Configuration(
-        "slices", (64, 96), 4, TridentConfig(width=16, n_slices=5), 2, "patch"
+        "slices", (64, 96), 4, TridentConfig(width=16, n_slices=5), 2, tiles="patch"
     )
     assert plan.configurations["other network"].network == UNetConfig(width=6)
 

@@ -1,13 +1,17 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pwmlunet.data.image import Geometry
 from pwmlunet.errors import PwmlError
+from pwmlunet.networks.resunet_3d import ResUNet3dConfig
 from pwmlunet.networks.trident import TridentConfig
+from pwmlunet.planning import rules
+from pwmlunet.planning.budget import Budget
 from pwmlunet.planning.fingerprint import CaseFingerprint, ChannelFacts, Fingerprint, LesionFacts
 from pwmlunet.planning.memory import training_bytes
-from pwmlunet.planning.planner import Budget, make_plan
+from pwmlunet.planning.planner import make_plan
 
 SMALL = Budget(100.0, (8,), "test")
 
@@ -30,10 +34,14 @@ def facts(
     for i in range(n):
         geometry = Geometry(shape, spacings[i] if spacings else spacing, is_2d=is_2d)
         box = ((0, shape[0]), (10, 10 + head[0]), (20, 20 + head[1]))
-        lesion = LesionFacts("lesion", n_voxels, 5.9, extent, (diameter, diameter / 2, diameter / 4), 1.4)
+        centre = (shape[0] / 2, 40.0 + i, 50.0)
+        wide = (diameter, diameter / 2, diameter / 4)
+        lesion = LesionFacts("lesion", n_voxels, 5.9, extent, wide, 1.4, centre)
         channel = ChannelFacts(100.0 + i, 20.0, (10.0, 100.0, 200.0))
         cases.append(
-            CaseFingerprint(f"c{i}", f"s{i}", geometry, box, (channel,) * len(channels), (lesion,), 20, 1)
+            CaseFingerprint(
+                f"c{i}", f"s{i}", geometry, box, 9999, False, (channel,) * len(channels), (lesion,), 20, 1
+            )
         )
     return Fingerprint("Dataset001_A", channels, tuple(cases))
 
@@ -163,7 +171,7 @@ def test_depth_by_the_diameter_on_the_grid(head, diameter, n_stages):
 )  # fmt: skip
 def test_patches_are_half_the_grid(changes, patch):
     plan = plan_for(**changes)
-    assert {c.patch_size_yx for c in plan.configurations.values()} == {patch}
+    assert {c.patch_size_yx for name, c in plan.configurations.items() if name != "resunet_3d"} == {patch}
 
 
 def test_the_widest_network_that_fits_is_chosen():
@@ -180,6 +188,8 @@ def test_the_widest_network_that_fits_is_chosen():
     assert chosen(widest * 0.999, widths) == (8, 8)
     smallest = needed(8, 2)
     assert chosen(smallest * 1.001, (8,)) == (8, 2)
+    tight = plan_for(Budget(smallest * 1.001, (8,), "test"))
+    assert {c.batch_size for c in tight.configurations.values()} == {2}  # as fair a comparison as may be
     with pytest.raises(PwmlError, match=r"the smallest network needs .* GB a step: raise --memory-gb"):
         chosen(smallest * 0.999, (8,))
 
@@ -197,3 +207,147 @@ def test_every_decision_has_its_reason_and_the_expected_input_its_range():
     assert plan.expected_input.spacing_high_zyx_mm == (3.3, 0.72, 0.6)
     assert plan.expected_input.channels == (ChannelFacts(101.0, 20.0, (10.0, 100.0, 200.0)),)
     assert plan.expected_input.lesion_quartiles_mm3 == {"lesion": pytest.approx((5.9, 5.9, 5.9))}
+
+
+@pytest.mark.parametrize(
+    ("names", "changes"), [(("T1",), {}), (("FLAIR",), {}), (("T2", "FLAIR"), {"spacing": (0.8, 0.8, 0.8)})]
+)
+def test_mr_keeps_its_default_and_is_offered_the_other_networks(names, changes):
+    plan = plan_for(channels=names, **changes)
+    assert plan.default == "resunet_2d"
+    assert set(plan.configurations) == {"trident", "resunet_2d", "unet_2d", "priority_2d", "resunet_3d"}
+    assert (plan.n_folds, plan.smallest_lesion_mm3) == (5, 0.0)
+    modality, prior = (next(d for d in plan.decisions if d.topic == t) for t in ("modality", "prior density"))
+    assert modality.choice != "ultrasound" and names[0] in modality.reason
+    assert prior.choice and "nats" in prior.reason
+    priority = plan.configurations["priority_2d"]
+    same = plan.configurations["unet_2d"]
+    assert (priority.network.width, priority.network.n_stages) == (same.network.width, same.network.n_stages)
+    assert (priority.patch_size_yx, priority.batch_size) == (same.patch_size_yx, same.batch_size)
+
+
+def volume(**changes):
+    configuration = plan_for(**changes).configurations["resunet_3d"]
+    patch_zyx = (configuration.patch_slices, *configuration.patch_size_yx)
+    return configuration.network.n_flat_stages, configuration.network.slice_stride, patch_zyx
+
+
+@pytest.mark.parametrize(
+    ("thickness", "n_flat"), [(0.7, 0), (1.3, 0), (1.5, 1), (2.7, 1), (2.9, 2), (5.5, 2), (5.7, 3), (40.0, 3)]
+)
+def test_slices_are_halved_once_pixels_have_caught_up(thickness, n_flat):
+    """Native pixels of 0.7 mm and three halvings: 2, 4 and 8 times as large."""
+    large = {"shape": (64, 700, 700), "head": (300, 300)}
+    found, slice_stride, _ = volume(spacing=(thickness, 0.7, 0.7), diameter=2.0, **large)
+    assert found == n_flat and slice_stride == 2 ** (3 - n_flat)
+
+
+def test_thickness_is_compared_with_pixels_of_the_grid():
+    """Enlarged 2.5 times, pixels of 0.7 mm are a tenth of slices of 3 mm, not a quarter."""
+    assert volume(diameter=2.0)[0] == 3
+    _, _, (z, y, x) = volume(spacing=(3.0, 0.7, 0.7), shape=(200, 256, 256), diameter=2.0)
+    assert z * 3.0 == pytest.approx(y * 0.7 * 104 / 256, rel=0.15) and y == x
+
+
+def test_a_narrower_network_is_better_than_a_tiny_patch():
+    def needed(width, side):
+        return training_bytes(ResUNet3dConfig(width=width, n_stages=4), 1, 1, (side,) * 3, 2) / 1e9
+
+    def chosen(memory_gb):
+        budget = Budget(memory_gb, (32, 8), "test")
+        return budget.fit_volume(ResUNet3dConfig(n_stages=4), (0.7,) * 3, (96, 200, 200), 1, widest=32)
+
+    step, patch_zyx = chosen(needed(32, 64) * 1.001)
+    assert (step.width, patch_zyx) == (32, (64, 64, 64))
+    step, patch_zyx = chosen(needed(32, 64) * 0.999)
+    assert step.width == 8 and min(patch_zyx) > 64
+
+
+def test_a_volume_has_like_mm_along_each_axis():
+    _, _, (z, y, x) = volume(shape=(300, 700, 700), spacing=(1.5, 0.5, 0.75), head=(690, 690), diameter=2.0)
+    assert z * 1.5 == pytest.approx(y * 0.5, rel=0.1) and x * 0.75 == pytest.approx(y * 0.5, rel=0.1)
+    assert z * y * x == pytest.approx(128**3, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("n_slices", "strides"), [(8, 2), (15, 2), (16, 4), (20, 4), (31, 4), (32, 8), (64, 8)]
+)
+def test_a_volume_is_not_far_beyond_the_slices_of_a_case(n_slices, strides):
+    """The deepest map keeps four slices."""
+    _, slice_stride, (z, _, _) = volume(
+        shape=(n_slices, 300, 300), spacing=(0.7, 0.7, 0.7), head=(280, 280), diameter=2.0
+    )
+    assert slice_stride == strides and z % strides == 0
+    assert z < n_slices + strides
+
+
+@pytest.mark.parametrize("n_slices", [1, 3, 7])
+def test_few_slices_are_no_volume(n_slices):
+    plan = plan_for(shape=(n_slices, 256, 256))
+    assert "resunet_3d" not in plan.configurations
+    (reason,) = (d.reason for d in plan.decisions if d.topic == "3-D network")
+    assert f"the median case {n_slices}" in reason
+
+
+def test_a_volume_fits_the_budget_or_is_left_out():
+    changes = {"shape": (96, 256, 256), "spacing": (0.7, 0.7, 0.7), "head": (230, 230)}
+
+    def chosen(memory_gb):
+        plan = plan_for(Budget(memory_gb, (8,), "test"), **changes)
+        found = plan.configurations.get("resunet_3d")
+        return plan, found and (found.patch_slices, *found.patch_size_yx)
+
+    plan, large = chosen(2.0)
+    network = plan.configurations["resunet_3d"].network
+    needed = training_bytes(network, 1, 1, large, 2) / 1e9
+    assert needed <= 2.0
+    _, smaller = chosen(needed * 0.999)
+    assert all(a < b for a, b in zip(smaller, large, strict=True))
+    assert plan.configurations["resunet_3d"].batch_size == 2
+    narrow = Budget(1e9, (64, 48, 32), "test")
+    assert plan_for(narrow, **changes).configurations["resunet_3d"].network.width == 32
+
+
+def test_a_prior_of_enlarged_heads_is_in_mm_of_the_median_head():
+    """Lesions at the same share of heads of different size lie at the same place."""
+    fingerprint = facts(n=6, shape=(20, 256, 256))
+
+    def sized(case, side, place):
+        box = ((0, 20), (50, 50 + side), (60, 60 + side))
+        centre = (10.0, 50 + (side - 1) / 2 + place * side, 60 + (side - 1) / 2)
+        return replace(case, head_box_zyx=box, lesions=(replace(case.lesions[0], centre_zyx=centre),))
+
+    def gain(places):
+        sides = (70, 80, 90, 100, 110, 120)
+        cases = tuple(sized(*one) for one in zip(fingerprint.cases, sides, places, strict=True))
+        plan = make_plan(replace(fingerprint, cases=cases), SMALL)
+        assert plan.preparations["slices"].long_side
+        (reason,) = (d.reason for d in plan.decisions if d.topic == "prior density")
+        return float(reason.split()[3])
+
+    assert gain([0.4] * 6) == pytest.approx(gain([0.0] * 6), abs=0.02)
+    assert gain([0.4] * 6) > gain([28 / side for side in (70, 80, 90, 100, 110, 120)]) + 0.1
+
+
+def test_a_prior_needs_lesions_of_two_subjects():
+    fingerprint = facts(n=3)
+    cases = tuple(replace(case, subject="s0") for case in fingerprint.cases)
+    plan = make_plan(replace(fingerprint, cases=cases), SMALL)
+    assert "priority_2d" not in plan.configurations
+    assert [d.choice for d in plan.decisions if d.topic == "prior density"] == ["none"]
+    assert "priority_2d" in make_plan(facts(n=2), SMALL).configurations
+
+
+def test_single_slices_are_compared_in_the_plane(monkeypatch):
+    seen = []
+    real = rules.concentration
+    monkeypatch.setattr(rules, "concentration", lambda *a: seen.append(a) or real(*a))
+    make_plan(facts(n=5, shape=(1, 256, 256), spacing=(9.0, 0.2, 0.5), head=(100, 80), is_2d=True), SMALL)
+    make_plan(facts(n=2, shape=(20, 256, 256), spacing=(3.0, 0.2, 0.5), head=(100, 80)), SMALL)
+    (flat, area), (solid, volume_mm3) = seen
+    # from the middle of a box of rows 10 to 109 and columns 20 to 99; heads are made equally large
+    assert np.concatenate(flat) == pytest.approx(
+        np.array([[(40 + i - 59.5) * 0.2, (50 - 59.5) * 0.5] for i in range(5)])
+    )
+    assert np.concatenate(solid)[1] == pytest.approx([0.5 * 3.0, (41 - 59.5) * 0.2, (50 - 59.5) * 0.5])
+    assert (area, volume_mm3) == pytest.approx((9999 * 0.9, 9999 * 0.3))

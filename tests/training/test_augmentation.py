@@ -143,3 +143,32 @@ def test_single_slices_are_augmented():
 def test_values_out_of_range_are_told(values, expected):
     with pytest.raises(PwmlError, match=expected):
         AugmentationConfig.from_dict(values, "the recipe")
+
+
+def test_a_prior_moves_with_the_image_and_keeps_its_values():
+    """Channel 1 is the target itself: it ends where the target ends, untouched by noise and contrast."""
+    given = batch(n=16, channels=1)
+    prior = given.target.expand(-1, -1, 3, -1, -1)
+    config = replace(AugmentationConfig(), paste_probability=1.0, rotation_probability=1.0)
+    empty = given.target.clone()
+    empty[::2] = 0  # into which lesions are pasted
+    image = torch.cat([given.image, prior], 1)
+    changed = Augmenter(config, 1)(Batch(image, empty, given.valid), generator())
+    for i in range(1, 16, 2):
+        for z in range(3):
+            assert torch.allclose(changed.image[i, 1, z], changed.target[i, 0, 0], atol=1e-5)
+    assert changed.image[:, 1].min() >= 0 and changed.image[:, 1].max() <= 1 + 1e-5
+    assert not torch.equal(changed.image[:, 0], given.image[:, 0])
+    assert torch.equal(image[:, 1:], prior)  # what was given is as it was
+
+
+def test_slices_of_a_volume_are_turned_with_their_labels():
+    target = torch.zeros(16, 1, 4, 32, 48)
+    target[:, :, 0, 8:11, 20:24] = 1
+    valid = torch.ones_like(target)
+    valid[:, :, 3] = 0
+    changed = Augmenter(replace(OFF, flip=True))(Batch(target.clone(), target, valid), generator())
+    assert torch.allclose(changed.image, changed.target, atol=1e-5)
+    first = {int(t.amax((0, 2, 3)).argmax()) for t in changed.target}
+    ignored = {int(v.amax((0, 2, 3)).argmin()) for v in changed.valid}
+    assert first == ignored == {0, 3}

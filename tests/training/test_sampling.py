@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pwmlunet.data.dataset import Labels, Target
-from pwmlunet.data.store import CaseFacts, PreprocessedCase, WayBack
+from pwmlunet.data.store import CaseFacts, Orientation, PreprocessedCase, WayBack
 from pwmlunet.errors import PwmlError
 from pwmlunet.training.sampling import (
     Location,
@@ -21,7 +23,7 @@ LABELS = Labels((Target("lesion", (1,), 1),), ignore=2)
 
 def case_of(tiny, mask, name="a"):
     """A case whose image says where each pixel lies: channel 0 is z, 1 is y, 2 is x."""
-    way_back = WayBack(tiny.oblique(mask.shape), "z", ((0, 1), (0, 1), (0, 1)), mask.shape)
+    way_back = WayBack(tiny.oblique(mask.shape), Orientation(), ((0, 1), (0, 1), (0, 1)), mask.shape)
     image = np.stack(np.indices(mask.shape)).astype(np.float32)
     return training_case(PreprocessedCase(CaseFacts(name, name, way_back, {}), image, mask), LABELS)
 
@@ -53,7 +55,7 @@ def test_a_patch_lies_in_the_image_and_holds_its_lesion(tiny, shape, patch):
     places = corners + [tuple(int(rng.integers(n)) for n in shape) for _ in range(30)]
     for place in places:
         size = tuple(int(rng.integers(1, 1 + min(6, n - p))) for n, p in zip(shape, place, strict=True))
-        sampler = PatchSampler([one_lesion(tiny, place, size, shape)], patch, 1.0)
+        sampler = PatchSampler([one_lesion(tiny, place, size, shape)], (1, *patch), 1.0)
         for at in sampler.draw(8, rng):
             for start, length, first, extent, axis in zip(
                 (at.y, at.x), patch, place[1:], size[1:], shape[1:], strict=True
@@ -64,7 +66,7 @@ def test_a_patch_lies_in_the_image_and_holds_its_lesion(tiny, shape, patch):
 
 
 def test_a_lesion_in_the_middle_keeps_away_from_the_edge_and_is_not_centred(tiny):
-    sampler = PatchSampler([one_lesion(tiny, (0, 50, 60), (1, 2, 3), (1, 100, 120))], (32, 32), 1.0)
+    sampler = PatchSampler([one_lesion(tiny, (0, 50, 60), (1, 2, 3), (1, 100, 120))], (1, 32, 32), 1.0)
     drawn = sampler.draw(400, np.random.default_rng(0))
     rows, columns = {50 - at.y for at in drawn}, {60 - at.x for at in drawn}
     assert rows == set(range(8, 32 - 8 - 2 + 1)) and columns == set(range(8, 32 - 8 - 3 + 1))
@@ -72,17 +74,17 @@ def test_a_lesion_in_the_middle_keeps_away_from_the_edge_and_is_not_centred(tiny
 
 def test_a_lesion_larger_than_the_patch_is_held_in_part(tiny):
     case = one_lesion(tiny, (0, 2, 3), (1, 30, 40), (1, 40, 50))
-    for at in PatchSampler([case], (16, 16), 1.0).draw(50, np.random.default_rng(0)):
-        _, mask = cut(case, at, PatchShape((16, 16), 1, 1))
+    for at in PatchSampler([case], (1, 16, 16), 1.0).draw(50, np.random.default_rng(0)):
+        _, mask = cut(case, at, PatchShape((1, 16, 16), 1, 1))
         assert mask.any() and 0 <= at.y <= 24 and 0 <= at.x <= 34
 
 
 @pytest.mark.parametrize(("share", "n"), [(0.0, 8), (0.25, 8), (0.5, 8), (1.0, 8), (0.6, 4)])
 def test_the_share_of_patches_with_a_lesion(tiny, share, n):
     case = one_lesion(tiny, (1, 4, 4), (1, 2, 2), (3, 40, 40))
-    sampler = PatchSampler([case], (16, 16), share)
+    sampler = PatchSampler([case], (1, 16, 16), share)
     rng = np.random.default_rng(0)
-    shape = PatchShape((16, 16), 1, 1)
+    shape = PatchShape((1, 16, 16), 1, 1)
     counts = [sum(bool(cut(case, at, shape)[1].any()) for at in sampler.draw(n, rng)) for _ in range(200)]
     assert np.mean(counts) == pytest.approx(share * n, abs=0.12)
     assert set(counts) <= {int(share * n), int(np.ceil(share * n))}
@@ -93,7 +95,7 @@ def test_ignored_slices_are_never_the_slice_to_label(tiny):
     mask[[1, 3]] = 0
     mask[3, 10, 10] = 1
     unknown = case_of(tiny, np.full((2, 30, 30), 2, np.uint8), "unknown")
-    sampler = PatchSampler([unknown, case_of(tiny, mask)], (16, 16), 0.5)
+    sampler = PatchSampler([unknown, case_of(tiny, mask)], (1, 16, 16), 0.5)
     drawn = sampler.draw(200, np.random.default_rng(0))
     assert {(at.case, at.z) for at in drawn} == {(1, 1), (1, 3)}
 
@@ -108,15 +110,15 @@ def test_no_slice_dominates_by_its_large_lesions():
 def test_nothing_to_draw_from_is_told(tiny):
     empty, unknown = (case_of(tiny, np.full((2, 9, 9), value, np.uint8)) for value in (0, 2))
     with pytest.raises(PwmlError, match=r"no training case of this fold has a lesion: change splits\.json"):
-        PatchSampler([empty], (8, 8), 0.5)
+        PatchSampler([empty], (1, 8, 8), 0.5)
     with pytest.raises(PwmlError, match="no training case has a slice with a known label"):
-        PatchSampler([unknown], (8, 8), 0.5)
-    assert len(PatchSampler([empty], (8, 8), 0.0).draw(3, np.random.default_rng(0))) == 3
+        PatchSampler([unknown], (1, 8, 8), 0.5)
+    assert len(PatchSampler([empty], (1, 8, 8), 0.0).draw(3, np.random.default_rng(0))) == 3
 
 
 def test_a_patch_is_what_lies_at_its_location(tiny):
     case = one_lesion(tiny, (2, 10, 20), (1, 2, 3), (4, 40, 50))
-    image, mask = cut(case, Location(0, 2, 5, 15), PatchShape((16, 24), 3, 1))
+    image, mask = cut(case, Location(0, 2, 5, 15), PatchShape((1, 16, 24), 3, 1))
     assert image.shape == (3, 3, 16, 24) and mask.shape == (1, 16, 24)
     assert image[0, :, 0, 0].tolist() == [1, 2, 3]
     assert image[1, 0, :, 0].tolist() == list(range(5, 21)) and image[2, 0, 0].tolist() == list(range(15, 39))
@@ -129,7 +131,7 @@ def test_a_patch_is_what_lies_at_its_location(tiny):
 )
 def test_slices_beyond_the_ends_repeat_the_last_one(tiny, z, n_slices, step, expected):
     case = one_lesion(tiny, (0, 0, 0), (1, 1, 1), (4, 20, 20))
-    image, _ = cut(case, Location(0, z, 0, 0), PatchShape((16, 16), n_slices, step))
+    image, _ = cut(case, Location(0, z, 0, 0), PatchShape((1, 16, 16), n_slices, step))
     assert image[0, :, 3, 3].tolist() == expected
 
 
@@ -142,7 +144,7 @@ def test_a_patch_larger_than_the_image_is_padded_below_and_right(tiny, as_tensor
         case = TrainingCase("a", image, mask, case.lesions, case.labelled_slices)
     else:
         case = TrainingCase("a", image, case.mask, case.lesions, case.labelled_slices)
-    patch, mask = cut(case, Location(0, 1, 0, 0), PatchShape((16, 12), 1, 1))
+    patch, mask = cut(case, Location(0, 1, 0, 0), PatchShape((1, 16, 12), 1, 1))
     assert tuple(patch.shape) == (3, 1, 16, 12) and tuple(mask.shape) == (1, 16, 12)
     assert patch[1, 0, :10, 0].tolist() == list(range(5, 15))
     assert patch[:, :, 10:].min() == patch[:, :, 10:].max() == 5 and mask.sum() == mask[0, 9, 8] == 1
@@ -152,8 +154,8 @@ def loader(tiny, **options):
     masks = [np.zeros((3, 30, 30), np.uint8) for _ in range(2)]
     masks[0][1, 4, 5] = masks[1][2, 20:22, 20] = 1
     cases = [case_of(tiny, mask, name) for mask, name in zip(masks, "ab", strict=True)]
-    sampler = PatchSampler(cases, (16, 16), 0.5)
-    return PatchLoader(sampler, PatchShape((16, 16), 3, 1), batch_size=4, **{"seed": 3, **options})
+    sampler = PatchSampler(cases, (1, 16, 16), 0.5)
+    return PatchLoader(sampler, PatchShape((1, 16, 16), 3, 1), batch_size=4, **{"seed": 3, **options})
 
 
 def test_batches_have_their_shapes_and_say_where_they_are_from(tiny):
@@ -180,3 +182,57 @@ def test_batches_depend_on_seed_and_index_alone(tiny):
     for thread, worker in enumerate(workers):
         worker.set_thread_id(thread)
         assert wheres(worker.generate_train_batch() for _ in range(3)) == six[thread::2]
+
+
+@pytest.mark.parametrize("shape", [(12, 40, 50), (5, 20, 64), (30, 17, 19)])
+def test_a_patch_of_a_volume_lies_in_it_and_holds_its_lesion(tiny, shape):
+    rng = np.random.default_rng(0)
+    size = (8, 24, 16)
+    for _ in range(30):
+        place = tuple(int(rng.integers(n)) for n in shape)
+        extent = tuple(int(rng.integers(1, 1 + min(6, n - p))) for n, p in zip(shape, place, strict=True))
+        sampler = PatchSampler([one_lesion(tiny, place, extent, shape)], size, 1.0)
+        for at in sampler.draw(8, rng):
+            for start, length, first, n, axis in zip(
+                (at.z, at.y, at.x), size, place, extent, shape, strict=True
+            ):
+                assert start >= 0 and (start + length <= axis or (start == 0 and length > axis))
+                assert start <= first and first + n <= start + length
+
+
+def test_patches_of_a_volume_keep_away_from_lesions_where_they_shall(tiny):
+    case = one_lesion(tiny, (10, 18, 18), (3, 4, 4), (24, 40, 40))
+    sampler = PatchSampler([case], (8, 16, 16), 0.0)
+    drawn = sampler.draw(300, np.random.default_rng(0))
+    assert {at.z for at in drawn} == set(range(24 - 8 + 1))  # every depth, the first and last slices included
+    assert not any(cut(case, at, PatchShape((8, 16, 16), 1, 1))[1].any() for at in drawn)
+
+
+def test_a_volume_shallower_than_its_patch_repeats_its_last_slice_with_its_label(tiny):
+    case = one_lesion(tiny, (2, 3, 4), (1, 2, 3), (3, 20, 20))
+    image, mask = cut(case, Location(0, 0, 0, 0), PatchShape((5, 16, 16), 1, 1))
+    assert image[0, :, 0, 0].tolist() == [0, 1, 2, 2, 2]
+    assert mask.any((1, 2)).tolist() == [False, False, True, True, True]
+
+
+class Recorded:
+    """A density whose value is the voxel's own index, for any place."""
+
+    def region(self, slices, rows, columns):
+        z, y, x = np.meshgrid(slices, np.arange(*rows), np.arange(*columns), indexing="ij")
+        return (10_000 * z + 100 * y + x).astype(np.float32)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize(("at", "slices"), [((1, 3, 5), [0, 1, 2]), ((3, 0, 0), [2, 3, 3])])
+def test_a_prior_is_the_last_channel_of_the_same_voxels(tiny, as_tensor, at, slices):
+    case = replace(one_lesion(tiny, (1, 4, 4), (1, 1, 1), (4, 12, 10)), prior=Recorded())
+    if as_tensor:
+        case = replace(case, image=torch.from_numpy(case.image), mask=torch.from_numpy(case.mask))
+    image, _ = cut(case, Location(0, *at), PatchShape((1, 16, 16), 3, 1))
+    assert tuple(image.shape) == (4, 3, 16, 16)
+    assert image[0, :, 0, 0].tolist() == slices
+    _, y, x = at
+    assert [int(v) // 10_000 for v in image[3, :, 0, 0]] == slices
+    assert (int(image[3, 0, 2, 1]) - 10_000 * slices[0]) == 100 * (y + 2) + x + 1
+    assert int(image[3, 1, 15, 15]) % 10_000 == 100 * (y + 15) + x + 15  # beyond the image it goes on

@@ -1,4 +1,4 @@
-"""Synthetic neonatal T1 heads with punctate lesions, written as a raw dataset to learn and test with.
+"""Synthetic neonatal T1 heads with punctate lesions.
 
 What is measured here was measured on the 12 labelled public slices of Liu et al. (arXiv:1910.09773; 8 bits,
 256 x 256): head 31-43 % of the width; white matter about 50, cortex 75, deep grey matter 90, fluid 20, scalp
@@ -10,7 +10,6 @@ percentile of the head (never its brightest pixels), at 0.36-0.68 of the way fro
 import itertools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
@@ -18,13 +17,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from pwmlunet.data.dataset import FOLDER_NAME, write_dataset_json
-from pwmlunet.data.image import Geometry, write_image
-from pwmlunet.errors import PwmlError
-from pwmlunet.files import make_folder
+from pwmlunet.data.image import Geometry
+from pwmlunet.demo.lesions import draw_number
 
 Floats = NDArray[np.float32]
 Point = tuple[float, float]
+
+DEMO_SHAPE_ZYX = (16, 128, 128)
 
 SMALLEST_WIDTH = 48
 """Pixels across the field of view under which a head has no room for white matter."""
@@ -35,8 +34,8 @@ _CHOROID, _VESSEL = 105.0, 92.0
 _REAL_HALF_WIDTH = 26.0
 """Pixels of half a head for which the lengths below are meant; other heads scale them."""
 
-_CASES_PER_HEALTHY = 5
-"""One subject in this many has no lesion."""
+LESIONS = (1, 6)
+"""Of a subject that has any: at least and at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,52 +87,15 @@ class _Frame:
 
 
 def make_case(
-    rng: Generator, *, shape_zyx: tuple[int, int, int] = (16, 128, 128), n_lesions: int | None = None
+    rng: Generator, *, shape_zyx: tuple[int, int, int] = DEMO_SHAPE_ZYX, n_lesions: int | None = None
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], Geometry]:
     """A scan (Z, Y, X), its lesion mask (0 or 1) and an oblique grid of thick slices.
 
     Without `n_lesions`, one case in five has none and the others have 1 to 6.
     """
     if n_lesions is None:
-        n_lesions = 0 if rng.random() < 1 / _CASES_PER_HEALTHY else int(rng.integers(1, 7))
+        n_lesions = draw_number(rng, *LESIONS)
     return scan(make_head(rng, shape_zyx=shape_zyx, n_lesions=n_lesions), rng)
-
-
-def write_dataset(
-    folder: Path,
-    *,
-    n_train: int = 12,
-    n_test: int = 4,
-    shape_zyx: tuple[int, int, int] = (16, 128, 128),
-    seed: int = 0,
-) -> None:
-    """Writes a raw dataset of `n_train` training and `n_test` held-out cases into a new folder.
-
-    The first training subject is scanned twice, every fifth subject has no lesion, and labelsTs holds the
-    references of the held-out subjects. The files are the same for the same seed.
-
-    Raises:
-        PwmlError: the folder is not called DatasetNNN_Name or holds something already, or `n_train` is below 2.
-    """
-    if not FOLDER_NAME.fullmatch(folder.name):
-        raise PwmlError(f"{folder.name} is no dataset's name: call the folder DatasetNNN_Name, e.g. Dataset001_Demo")  # fmt: skip
-    if n_train < 2:
-        raise PwmlError(f"{n_train} training cases are too few: ask for 2 or more, the first subject has two sessions")  # fmt: skip
-    if make_folder(folder) and any(folder.iterdir()):
-        raise PwmlError(f"{folder} is not empty: choose another folder, or remove it first")
-    sessions = [(1, 1), (1, 2), *((subject, 1) for subject in range(2, n_train + n_test))]
-    for index, (subject, session) in enumerate(sessions[: n_train + n_test]):
-        rng = np.random.default_rng([seed, subject])
-        n_lesions = 0 if subject % _CASES_PER_HEALTHY == 3 else int(rng.integers(1, 7))
-        head = make_head(rng, shape_zyx=shape_zyx, n_lesions=n_lesions)
-        image, mask, geometry = scan(head, np.random.default_rng([seed, subject, session]))
-        name, part = f"sub-{subject:02d}_ses-{session}", "Tr" if index < n_train else "Ts"
-        write_image(folder / f"images{part}" / f"{name}_0000.nii.gz", image, geometry)
-        write_image(folder / f"labels{part}" / f"{name}.nii.gz", mask, geometry)
-    subjects = {f"sub-{i:02d}_ses-{j}": f"sub-{i:02d}" for i, j in sessions[:n_train]}
-    write_dataset_json(
-        folder, channel_names=("T1",), labels={"background": 0, "lesion": 1}, subjects=subjects
-    )
 
 
 def make_head(rng: Generator, *, shape_zyx: tuple[int, int, int], n_lesions: int) -> Head:

@@ -1,0 +1,62 @@
+"""pwml_reproduce."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pwmlunet.cli.command import Parser, add_device, command, new_parser, say
+
+
+def _run_reproduce(arguments: argparse.Namespace) -> None:
+    from pwmlunet.data.workspace import Workspace
+    from pwmlunet.reproduction import studies
+    from pwmlunet.reproduction.page import check_place, text, write_reproduction
+    from pwmlunet.reproduction.reproduce import Wishes, page_of, reproduce
+    from pwmlunet.training.interruption import TrainingStoppedError
+
+    study = studies.get_study(arguments.study)
+    workspace = Workspace.from_environment()
+    path = arguments.output or page_of(workspace, arguments.dataset, study)
+    check_place(path)  # before days of training
+    wishes = Wishes(
+        folds=tuple(arguments.folds),
+        seeds=tuple(arguments.seeds),
+        device=arguments.device,
+        quick=studies.QUICK if arguments.quick else None,
+    )
+    try:
+        found = reproduce(workspace, arguments.dataset, study, wishes)
+    except TrainingStoppedError as error:
+        say(f"{error}; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    write_reproduction(path, found)
+    say(text(found))
+    say(f"\nfigures beside the paper's in {path}")
+
+
+@command(_run_reproduce)
+def reproduce() -> Parser:
+    """pwml_reproduce: a paper's table on another dataset."""
+    parser = new_parser(
+        "pwml_reproduce",
+        "Train the rows of a paper's table on a dataset, and set their figures beside the printed ones; the same command goes on where it stopped.",
+    )
+    parser.add_argument("study", help="priority_unet or trident")
+    parser.add_argument("-d", "--dataset", required=True, help="number or name of the dataset")
+    parser.add_argument("--folds", nargs="+", default=[], metavar="FOLD", help="folds of splits.json (default: all)")  # fmt: skip
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0],
+        metavar="SEED",
+        help="train every row once for each (default: 0)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small networks and short trainings, for a CPU; the page says what was shrunk",
+    )
+    add_device(parser)
+    parser.add_argument("-o", "--output", type=Path, help="the page (default: reproduction_STUDY.html in the dataset's results)")  # fmt: skip
+    return parser

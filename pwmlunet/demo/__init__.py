@@ -1,0 +1,1 @@
+"""Synthetic cases of each modality, to learn and test with."""

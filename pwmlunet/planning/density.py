@@ -1,0 +1,326 @@
+"""Where lesions lie: a prior density from the training subjects of a fold, and its values on a case's grid."""
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwmlunet.config import Config, join
+from pwmlunet.data.store import WayBack
+from pwmlunet.errors import PwmlError
+from pwmlunet.files import explain, replacing
+from pwmlunet.planning.kernel_density import CANDIDATES_MM, Lattice, Points, choose_bandwidth, parzen
+
+_SPACING_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class DensityConfig(Config):
+    """How a prior density is made (`documentation/methods.md`)."""
+
+    slab_slices: int = 20
+    """Slices of a slab, whose lesions are taken as one distribution in the plane."""
+    bandwidth_mm: float | None = None
+    """Standard deviation of the Gaussian kernel; null chooses it by the likelihood of left-out subjects."""
+    floor: float = 0.0
+    """Least value of the map, from 0 (the paper's: nothing is expected elsewhere) to below 1."""
+
+    def problems(self) -> Iterator[str]:
+        """Values outside their range."""
+        if self.slab_slices < 1:
+            yield f"slab_slices must be at least 1, not {self.slab_slices}"
+        if self.bandwidth_mm is not None and self.bandwidth_mm <= 0:
+            yield f"bandwidth_mm must be positive, not {self.bandwidth_mm:g}"
+        if not 0 <= self.floor < 1:
+            yield f"floor must be at least 0 and below 1, not {self.floor:g}"
+
+
+@dataclass(frozen=True)
+class DensityFacts(Config):
+    """What a density was made from and which grids it belongs to."""
+
+    bandwidth_mm: float
+    """Standard deviation of the Gaussian kernel."""
+    floor: float
+    """Least value that is read from it."""
+    lattice: Lattice
+    """Where its values lie, from the middle of the cases' grids."""
+    unit_yx_mm: tuple[float, float] | None
+    """What a pixel counts where heads were enlarged to one size; null where each keeps its own spacing."""
+    slice_shape_yx: tuple[int, int] | None
+    """That size in pixels."""
+    spacing_low_zyx_mm: tuple[float, float, float]
+    """The smallest spacing of the training cases' grids."""
+    spacing_high_zyx_mm: tuple[float, float, float]
+    """The largest."""
+    subjects: tuple[str, ...]
+    """Every subject that it was made from, with lesions or without."""
+    n_subjects_with_lesions: int
+    """How many of them have lesions."""
+    n_lesion_voxels: int
+    """Their lesion voxels."""
+    gain: float | None
+    """Mean log-likelihood of left-out subjects less that of lesions anywhere in the grid; null for one subject."""
+
+
+@dataclass(frozen=True, eq=False)
+class Density:
+    """A prior density on its coarse lattice."""
+
+    values: NDArray[np.float32]
+    """(slabs, rows, columns), from 0 to 1."""
+    facts: DensityFacts
+
+    def place(self, way_back: WayBack) -> "PlacedDensity":
+        """The density over a case's grid.
+
+        Raises:
+            PwmlError: the case's grid is not like those that the density was made from.
+        """
+        if difference := self._difference(way_back):
+            raise PwmlError(f"the prior density was made for {difference}")
+        matrix, shift = _to_frame(way_back, self.facts.unit_yx_mm)
+        step, origin = np.array(self.facts.lattice.step_zyx_mm), np.array(self.facts.lattice.origin_zyx_mm)
+        return PlacedDensity(self.values, self.facts.floor, matrix / step[:, None], (shift - origin) / step)
+
+    def _difference(self, way_back: WayBack) -> str:
+        """In words, how a case's grid differs from the training cases' and what to do; empty where it does not."""
+        facts, spacing = self.facts, np.array(way_back.spacing_zyx_mm)
+        if facts.slice_shape_yx is not None:
+            if facts.slice_shape_yx == way_back.slice_shape_yx:
+                return ""
+            return f"slices of {join(facts.slice_shape_yx)} pixels, this case's have {join(way_back.slice_shape_yx)}: train the fold again on this preparation"  # fmt: skip
+        low, high = np.array(facts.spacing_low_zyx_mm), np.array(facts.spacing_high_zyx_mm)
+        if np.all((spacing > low * (1 - _SPACING_TOLERANCE)) & (spacing < high * (1 + _SPACING_TOLERANCE))):
+            return ""
+        usual = " to ".join(dict.fromkeys(_rounded(ends) for ends in (low, high)))
+        return f"a grid of {usual} mm (slices, rows, columns), this case's grid has {_rounded(spacing)} mm: give images like the training set's"  # fmt: skip
+
+    def write(self, path: Path) -> None:
+        """Writes the density as .npz, whole or not at all."""
+        facts = np.array(json.dumps(self.facts.to_dict()))
+        with replacing(path) as temporary:
+            np.savez_compressed(temporary, values=self.values, facts=facts)
+
+    @classmethod
+    def read(cls, path: Path) -> "Density":
+        """The density in a file.
+
+        Raises:
+            PwmlError: the file is missing, damaged or holds something else.
+        """
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                values, text = arrays["values"], str(arrays["facts"])
+            facts = DensityFacts.from_dict(json.loads(text), str(path))
+        except OSError as error:
+            raise explain(error, path, "read") from error
+        except (ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
+            raise PwmlError(f"{path} is damaged or no prior density: train the fold again") from error
+        if values.dtype != np.float32 or values.shape != facts.lattice.shape_zyx or not _is_share(values):
+            raise PwmlError(f"{path} is damaged (its values are not a density's): train the fold again")
+        return cls(values, facts)
+
+
+def _rounded(spacing: NDArray[np.float64]) -> str:
+    return " × ".join(f"{s:.3g}" for s in spacing)
+
+
+def _is_share(values: NDArray[np.float32]) -> bool:
+    return bool(np.all((values >= 0) & (values <= 1)))  # false for NaN, too
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedDensity:
+    """A density over the grid of a case."""
+
+    values: NDArray[np.float32]
+    """The density's own."""
+    floor: float
+    """Least value that is read."""
+    matrix: NDArray[np.float64]
+    """(3, 3); with `shift`, from an index (z, y, x) of the case's grid to one of `values`."""
+    shift: NDArray[np.float64]
+    """(3,)."""
+
+    def region(self, slices: Sequence[int], rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.float32]:  # fmt: skip
+        """Values (n, Y, X) from the floor to 1: of any slices, in any order, and half-open ranges in the plane.
+
+        All may reach beyond the grid.
+        """
+        indices = (np.asarray(slices), np.arange(*rows), np.arange(*columns))
+        is_straight = np.array_equal(self.matrix, np.diag(np.diag(self.matrix)))
+        values = self._straight(indices) if is_straight else self._turned(indices)
+        return np.asarray(self.floor + (1 - self.floor) * values, np.float32)
+
+    def _straight(self, indices: Sequence[NDArray[np.int_]]) -> NDArray[np.float32]:
+        """Linear interpolation axis by axis, which is a product of three small matrices."""
+        slabs, rows, columns = (
+            _hats(index * self.matrix[axis, axis] + self.shift[axis], self.values.shape[axis])
+            for axis, index in enumerate(indices)
+        )
+        near = slabs.any(0)
+        blended = np.tensordot(slabs[:, near], self.values[near], 1)
+        return np.asarray(rows @ blended @ columns.T)
+
+    def _turned(self, indices: Sequence[NDArray[np.int_]]) -> NDArray[np.float32]:
+        """The same at places that lie askew in the lattice."""
+        import torch
+
+        z, y, x = np.meshgrid(*indices, indexing="ij", sparse=True)
+        # grid_sample counts from -1 at the first value's outer edge to 1 at the last one's, columns first
+        places = np.stack(
+            [
+                (2 * (m[0] * z + m[1] * y + m[2] * x + s) + 1) / n - 1
+                for m, s, n in zip(self.matrix[::-1], self.shift[::-1], self.values.shape[::-1], strict=True)
+            ],
+            -1,
+        ).astype(np.float32)
+        volume = torch.from_numpy(self.values)[None, None]
+        sampled = torch.nn.functional.grid_sample(volume, torch.from_numpy(places)[None], align_corners=False)
+        return np.asarray(sampled[0, 0].numpy())
+
+
+def _hats(places: NDArray[np.float64], n: int) -> NDArray[np.float32]:
+    """Weights (places, n) of linear interpolation between n values; beyond them it goes to 0 in one step."""
+    return np.asarray(np.maximum(1 - np.abs(places[:, None] - np.arange(n)), 0), np.float32)
+
+
+def fit_density(
+    cases: Iterable[tuple[str, NDArray[np.bool_], WayBack]],
+    config: DensityConfig,
+    *,
+    enlarged: bool = False,
+) -> Density:
+    """The density of the lesions of training subjects.
+
+    Args:
+        cases: subject, lesion mask (Z, Y, X) on the prepared grid and the way back of each case; read one by one.
+        config: how it is made.
+        enlarged: whether every head fills slices of one size, so that places are compared in pixels.
+
+    Raises:
+        PwmlError: no subject has a lesion.
+    """
+    found = [(subject, _lesion_voxels(mask), way_back) for subject, mask, way_back in cases]
+    if not any(len(voxels) for _, voxels, _ in found):
+        raise PwmlError("no training subject has a lesion: a prior density needs some; change splits.json")
+    ways = [way_back for _, _, way_back in found]
+    spacings = np.array([way_back.spacing_zyx_mm for way_back in ways])
+    slice_mm, *spacing_yx = np.median(spacings, 0).tolist()
+    unit = (spacing_yx[0], spacing_yx[1]) if enlarged else None
+    points = _points_by_subject(found, unit)
+    chosen = choose_bandwidth(
+        list(points.values()),
+        CANDIDATES_MM if config.bandwidth_mm is None else (config.bandwidth_mm,),
+        slab_mm=config.slab_slices * slice_mm,
+        spacing_yx_mm=spacing_yx,
+        volume_mm3=float(np.median([_volume_mm3(way_back, unit) for way_back in ways])),
+    )
+    everything = np.concatenate(list(points.values()))
+    lattice = Lattice.around(everything, chosen.width_mm, config.slab_slices * slice_mm, spacing_yx)
+    values = parzen(everything, lattice, chosen.width_mm)
+    facts = DensityFacts(
+        chosen.width_mm,
+        config.floor,
+        lattice,
+        unit,
+        _common_shape(ways) if enlarged else None,
+        _triple(spacings.min(0)),
+        _triple(spacings.max(0)),
+        tuple(sorted({subject for subject, _, _ in found})),
+        len(points),
+        len(everything),
+        chosen.gain,
+    )
+    return Density((values / values.max()).astype(np.float32), facts)
+
+
+def _lesion_voxels(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The indices (n, 3) of what is true, read slice by slice: the mask may be a file."""
+    flat = [np.flatnonzero(piece) for piece in mask]
+    slices = np.repeat(np.arange(len(mask)), [len(places) for places in flat])
+    rows, columns = np.divmod(np.concatenate(flat), mask.shape[2])
+    return np.stack([slices, rows, columns], 1)
+
+
+def _points_by_subject(
+    found: Sequence[tuple[str, NDArray[np.int64], WayBack]], unit_yx_mm: tuple[float, float] | None
+) -> dict[str, Points]:
+    """Lesion voxels in mm from the middle, by the subjects that have some; sessions of one are put together."""
+    points: dict[str, list[Points]] = {}
+    for subject, voxels, way_back in sorted(found, key=lambda case: case[0]):
+        if len(voxels):
+            matrix, shift = _to_frame(way_back, unit_yx_mm)
+            points.setdefault(subject, []).append(voxels @ matrix.T + shift)
+    return {subject: np.concatenate(parts) for subject, parts in points.items()}
+
+
+def _to_frame(
+    way_back: WayBack, unit_yx_mm: tuple[float, float] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A matrix and a shift from an index (z, y, x) of a case's grid to mm from the middle that all cases share."""
+    matrix = np.diag(_steps_mm(way_back, unit_yx_mm))
+    middle = (np.array(way_back.grid_shape_zyx) - 1) / 2
+    rigid = way_back.to_reference
+    if rigid is None:
+        return matrix, -matrix @ middle
+    matrix = np.reshape(rigid.rotation_zyx, (3, 3)) @ matrix
+    return matrix, np.array(rigid.translation_zyx_mm) - matrix @ middle
+
+
+def _steps_mm(way_back: WayBack, unit_yx_mm: tuple[float, float] | None) -> tuple[float, float, float]:
+    z, y, x = way_back.spacing_zyx_mm
+    return (z, *unit_yx_mm) if unit_yx_mm else (z, y, x)
+
+
+def _volume_mm3(way_back: WayBack, unit_yx_mm: tuple[float, float] | None) -> float:
+    return float(np.prod(way_back.grid_shape_zyx) * np.prod(_steps_mm(way_back, unit_yx_mm)))
+
+
+def _common_shape(ways: Sequence[WayBack]) -> tuple[int, int]:
+    shapes = {way_back.slice_shape_yx for way_back in ways}
+    if len(shapes) > 1:
+        raise ValueError(f"enlarged heads have slices of one size, not {join(sorted(shapes))}")
+    return shapes.pop()
+
+
+def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    z, y, x = values.tolist()
+    return z, y, x
+
+
+def draw_density(path: Path, density: Density) -> None:
+    """Draws the greatest values along slices, rows and columns, in mm from the middle, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lattice = density.facts.lattice
+    ends = [
+        (origin - step / 2, origin + (n - 0.5) * step)
+        for origin, step, n in zip(lattice.origin_zyx_mm, lattice.step_zyx_mm, lattice.shape_zyx, strict=True)
+    ]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    names = ("slices", "rows", "columns")
+    for along, axes in enumerate(figure.subplots(1, 3)):
+        down, right = ((1, 2), (0, 2), (1, 0))[along]
+        seen = density.values.max(along)
+        shown: Any = axes.imshow(
+            seen if down < right else seen.T,
+            extent=(*ends[right], *ends[down][::-1]),
+            interpolation="bilinear",
+            cmap="inferno",
+            vmin=0,
+            vmax=1,
+        )
+        axes.set(title=f"through the {names[along]}", xlabel=f"{names[right]}, mm", ylabel=f"{names[down]}, mm")  # fmt: skip
+    figure.colorbar(shown, ax=figure.axes, label="prior density")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)

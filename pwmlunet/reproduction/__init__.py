@@ -1,0 +1,1 @@
+"""Papers' tables on other data: their rows trained, scored and set beside what was printed."""

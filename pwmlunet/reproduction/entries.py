@@ -1,0 +1,180 @@
+"""What a study adds to a dataset's plan, as a person would, and the cases prepared for it."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pwmlunet.config import join
+from pwmlunet.data.parallel import default_workers
+from pwmlunet.data.splits import read_held_out
+from pwmlunet.data.store import CaseStore
+from pwmlunet.data.workspace import Workspace
+from pwmlunet.errors import PwmlError
+from pwmlunet.files import read_json, write_json
+from pwmlunet.networks.base import DenseConfig
+from pwmlunet.planning.pipeline import plan_and_preprocess
+from pwmlunet.planning.plan import Plan
+from pwmlunet.reproduction.studies import Quick, Study
+
+logger = logging.getLogger(__name__)
+
+Entries = dict[str, dict[str, Any]]
+"""What is added to a plan's preparations and configurations, by name."""
+
+_QUICK = "_quick"
+
+
+def prepare(workspace: Workspace, folder: Path, study: Study, quick: Quick | None) -> Plan:
+    """The plan of a dataset with all that a study needs; its cases are prepared for it.
+
+    Entries of the same name that are in the plan already are kept as they are.
+
+    Raises:
+        PwmlError: the plan lacks a configuration that only planning can make, or cases cannot be prepared.
+    """
+    path = folder / "plan.json"
+    plan = Plan.read(path)
+    _check(plan, study, folder)
+    if study.adds_entries:
+        plan = _add(path, plan, paper_entries(plan))
+    if quick is not None:
+        plan = _add(path, plan, _narrow_entries(plan, study, quick))
+    names = [quick_name(name, quick) for name in study.configurations]
+    if missing := _unprepared(folder, plan, names):
+        logger.info("cases are prepared for %s", join(missing))
+        plan = plan_and_preprocess(workspace, folder.name, workers=default_workers()).plan
+    if not set(names) <= plan.configurations.keys():
+        raise PwmlError(f"{folder.name} changed and was planned again: run the same command once more")
+    return plan
+
+
+def quick_name(configuration: str, quick: Quick | None) -> str:
+    """The name of a configuration, or of a run, as it is with or without --quick."""
+    return configuration if quick is None else f"{configuration}{_QUICK}"
+
+
+def _check(plan: Plan, study: Study, folder: Path) -> None:
+    missing = [] if study.adds_entries else [n for n in study.configurations if n not in plan.configurations]
+    if missing:
+        raise PwmlError(f"{folder / 'plan.json'} has no configuration {join(missing)}, which {study.name} compares: add it, or make a new plan with pwml_plan_and_preprocess -d {folder.name} --replan")  # fmt: skip
+
+
+def paper_entries(plan: Plan) -> Entries:
+    """The preparation and the networks of Liu et al. 2019, with the plan's own direction of slices."""
+    planned = plan.preparations[plan.configurations[plan.default].preparation]
+    preparation = {
+        "slice_axis": planned.slice_axis,
+        "crop": "head_square",
+        "normalisation": ["mean_subtracted"] * len(plan.channel_names),
+        "margin": 0.0,
+        "long_side": 256,
+    }
+    widest = {
+        "preparation": "paper",
+        "patch_size_yx": [128, 128],
+        "batch_size": 8,
+        "network": {"type": "trident", "width": 64, "n_stages": 4, "n_slices": 3, "prior_probability": 0.5},
+        "slice_step": 1,
+        "tiles": "trident",
+    }
+    configurations = {
+        "paper_k64": widest,
+        "paper_k32": {"inherits": "paper_k64", "network": {"width": 32}},
+        "paper_resunet": {"inherits": "paper_k64", "network": {"n_slices": 1}},
+    }
+    return {"preparations": {"paper": preparation}, "configurations": configurations}
+
+
+def _narrow_entries(plan: Plan, study: Study, quick: Quick) -> Entries:
+    """The study's configurations with the widest network as wide as `quick` says, the others in proportion."""
+    widths = {name: width_of(plan, name) for name in study.configurations}
+    factor = min(1.0, quick.width / max(widths.values()))
+    narrow = {
+        quick_name(name, quick): {"inherits": name, "network": {"width": max(1, round(width * factor))}}
+        for name, width in widths.items()
+    }
+    return {"configurations": narrow}
+
+
+def width_of(plan: Plan, configuration: str) -> int:
+    """The width of a configuration's network."""
+    network = plan.configurations[configuration].network
+    assert isinstance(network, DenseConfig)  # all networks of the studies are
+    return network.width
+
+
+def _add(path: Path, plan: Plan, entries: Entries) -> Plan:
+    """The plan with the entries that it lacks, which are written into plan.json."""
+    content = read_json(path)
+    lacking = {
+        key: new
+        for key, wanted in entries.items()
+        if (new := {name: entry for name, entry in wanted.items() if name not in content[key]})
+    }
+    if not lacking:
+        return plan
+    for key, new in lacking.items():
+        content[key] |= new
+        logger.info("%s gets the %s %s", path, key, join(new))
+    Plan.from_dict(content, str(path))  # what cannot be read is not written
+    write_json(path, content)
+    return Plan.read(path)
+
+
+def _unprepared(folder: Path, plan: Plan, names: Sequence[str]) -> list[str]:
+    """The preparations of some configurations that lack a case of the folds."""
+    used = dict.fromkeys(plan.configurations[name].preparation for name in names)
+    cases = read_held_out(folder / "splits.json").keys()
+    return [name for name in used if not cases <= set(CaseStore(folder / name).names())]
+
+
+def remarks_on_plan(plan: Plan, study: Study) -> Iterator[str]:
+    """What a reader must know of the plan that the rows are trained with, a sentence each."""
+    if study.adds_entries:
+        yield from _unlike_the_paper(plan)
+    else:
+        yield from _as_planned(plan, study)
+
+
+def _unlike_the_paper(plan: Plan) -> Iterator[str]:
+    """How the paper's entries, which may be edited, differ from those of `paper_entries`."""
+    content = plan.to_dict()
+    for key, entries in paper_entries(plan).items():
+        papers = Plan.from_dict({**content, key: {**content[key], **entries}}, "the paper's plan").to_dict()
+        for name in entries:
+            if changed := _differing(content[key][name], papers[key][name]):
+                yield f"{name} in plan.json is not the paper's: {changed}."
+
+
+_SIZES = ("network.width", "network.n_stages", "network.norm", "batch_size", "patch_size_yx")
+_KINDS = ("network.type", "network.enters", "prior")
+
+
+def _as_planned(plan: Plan, study: Study) -> Iterator[str]:
+    """The sizes that were planned, and in what else the networks that are compared differ."""
+    first, *others = study.configurations
+    content = plan.to_dict()["configurations"]
+    sizes = {key: value for key, value in _flat(content[first]).items() if key in _SIZES}
+    yield f"{first} was planned with {_in_words(sizes)}."
+    for other in others:
+        if changed := _differing(content[other], content[first], but=_KINDS):
+            yield f"{other} differs from {first} in more than its kind: {changed}."
+
+
+def _differing(here: Mapping[str, Any], there: Mapping[str, Any], but: tuple[str, ...] = ()) -> str:
+    """In words, the values that are others there; those whose keys begin as `but` says do not count."""
+    known = _flat(there)
+    return _in_words({k: v for k, v in _flat(here).items() if v != known.get(k) and not k.startswith(but)})
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+    return join(f"{k} {join(v) if isinstance(v, list) else v}" for k, v in values.items())
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values with their keys in a row: network.width."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

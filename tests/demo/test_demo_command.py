@@ -1,0 +1,56 @@
+from functools import partial
+
+import pytest
+
+from pwmlunet.cli import demo
+from pwmlunet.demo import dataset
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The commands that a demo runs, written down instead; its cases are few and small."""
+    done = []
+    for name in ("plan_and_preprocess", "train", "find_best", "predict", "evaluate", "report"):
+
+        def step(options, name=name):
+            done.append([name, *options])
+
+        step.__name__ = name
+        monkeypatch.setattr(demo, name, step)
+    small = partial(dataset.write_dataset, n_train=2, n_test=1)
+    shapes = {"t1": (2, 48, 48), "cus": (54, 57, 60)}
+    monkeypatch.setattr(dataset, "write_dataset", lambda raw, modality: small(raw, modality=modality, shape_zyx=shapes[modality]))  # fmt: skip
+    monkeypatch.setenv("PWML_HOME", "before")  # and so it is set back afterwards
+    return done
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "home"),
+    [((), "Dataset001_SyntheticT1", "demo"), (("--modality", "cus"), "Dataset002_SyntheticUltrasound", "demo/cus")],
+)  # fmt: skip
+def test_the_whole_job_runs_on_cases_of_the_modality(
+    command, steps, tmp_path, monkeypatch, options, name, home
+):
+    monkeypatch.chdir(tmp_path)
+    code, printed, _ = command("demo", *options, "--epochs", 3)
+    number = str(int(name[7:10]))
+    assert code == 0 and f"open {home}/report.html" in printed
+    assert steps[:3] == [["plan_and_preprocess", "-d", number], ["train", number, "0", "1", "--epochs", "3"], ["find_best", number]]  # fmt: skip
+    assert [step[0] for step in steps[3:]] == ["predict", "evaluate", "report"]
+    assert steps[3][1:3] == ["-i", f"{home}/raw/{name}/imagesTs"]
+    assert (tmp_path / home / "raw" / name / "dataset.json").is_file()
+
+
+def test_called_again_it_keeps_its_cases(command, steps, tmp_path):
+    assert command("demo", "--folder", tmp_path)[0] == 0
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nii.gz")}
+    assert command("demo", "--folder", tmp_path)[0] == 0
+    assert len(steps) == 12 and written
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nii.gz")}
+
+
+def test_two_modalities_do_not_share_a_folder(command, steps, tmp_path):
+    (tmp_path / "raw" / "Dataset001_SyntheticT1").mkdir(parents=True)
+    code, _, error = command("demo", "--modality", "cus", "--folder", tmp_path)
+    assert code == 2 and not steps
+    assert error.startswith("error: ") and "Dataset001_SyntheticT1 is another dataset" in error

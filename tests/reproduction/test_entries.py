@@ -1,0 +1,122 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pwmlunet.data.store import CaseStore
+from pwmlunet.errors import PwmlError
+from pwmlunet.planning.plan import Plan
+from pwmlunet.reproduction.entries import paper_entries, prepare, remarks_on_plan
+from pwmlunet.reproduction.studies import PRIORITY_UNET, TRIDENT, Quick
+
+QUICK = Quick(width=4, epochs=1, steps_per_epoch=2)
+METHODS = Path(__file__).parents[2] / "documentation" / "methods.md"
+
+
+def test_the_entries_are_those_of_the_documentation(folder) -> None:
+    plan = Plan.read(folder / "plan.json")
+    (fragment,) = re.findall(r"^```json\n(\{\n  \"preparations\".*?)^```", METHODS.read_text(), re.M | re.S)
+    content = plan.to_dict()
+    described, added = (
+        Plan.from_dict({key: value | entries.get(key, {}) if isinstance(value, dict) else value for key, value in content.items()}, "")
+        for entries in (json.loads(fragment), paper_entries(plan))
+    )  # fmt: skip
+    assert "paper_resunet" in added.configurations
+    assert described == added
+
+
+def test_slices_run_as_they_were_planned(folder) -> None:
+    content = json.loads((folder / "plan.json").read_text())
+    content["preparations"]["slices"]["slice_axis"] = "y"
+    plan = Plan.from_dict(content, "plan")
+    assert paper_entries(plan)["preparations"]["paper"]["slice_axis"] == "y"
+
+
+@pytest.mark.usefixtures("small_trident")
+def test_what_is_lacking_is_added_and_prepared_once(workspace, folder) -> None:
+    plan = prepare(workspace, folder, TRIDENT, QUICK)
+    assert plan.configurations["paper_k64"].patch_size_yx == (32, 32)  # there before, and kept
+    assert plan.configurations["paper_resunet"].network.n_slices == 1
+    widths = {
+        name: plan.configurations[name].network.width for name in plan.configurations if "paper" in name
+    }  # type: ignore[attr-defined]
+    assert widths == {
+        "paper_k64": 64,
+        "paper_k32": 32,
+        "paper_resunet": 64,
+        "paper_k64_quick": 4,
+        "paper_k32_quick": 2,
+        "paper_resunet_quick": 4,
+    }
+    assert len(CaseStore(folder / "paper").names()) == 5
+    written = (folder / "plan.json").read_bytes()
+    assert json.loads(written)["configurations"]["paper_k32_quick"]["inherits"] == "paper_k32"
+    (folder / "fingerprint.json").unlink()  # planning again would need it
+    prepare(workspace, folder, TRIDENT, QUICK)
+    assert (folder / "plan.json").read_bytes() == written
+
+
+@pytest.mark.usefixtures("small_trident")
+def test_a_case_that_is_not_prepared_is_prepared(workspace, folder) -> None:
+    prepare(workspace, folder, TRIDENT, QUICK)
+    CaseStore(folder / "paper").remove("sub-02")
+    prepare(workspace, folder, TRIDENT, QUICK)
+    assert "sub-02" in CaseStore(folder / "paper").names()
+
+
+@pytest.mark.usefixtures("small_trident")
+def test_without_quick_nothing_is_narrowed(workspace, folder) -> None:
+    assert not [name for name in prepare(workspace, folder, TRIDENT, None).configurations if "quick" in name]
+
+
+@pytest.mark.usefixtures("small_priority")
+def test_networks_that_are_narrow_already_stay(workspace, folder) -> None:
+    plan = prepare(workspace, folder, PRIORITY_UNET, Quick(width=9))
+    assert plan.configurations["priority_2d_quick"].network.width == 4  # type: ignore[attr-defined]
+
+
+def test_a_plan_without_a_prior_is_refused(workspace, folder) -> None:
+    path = folder / "plan.json"
+    content = json.loads(path.read_text())
+    content["configurations"].pop("priority_2d", None)
+    path.write_text(json.dumps(content))
+    before = path.read_bytes()
+    with pytest.raises(PwmlError, match=r"plan.json has no configuration priority_2d, .*--replan"):
+        prepare(workspace, folder, PRIORITY_UNET, QUICK)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("small_trident")
+def test_a_dataset_that_changed_meanwhile_is_told(workspace, folder, home) -> None:
+    path = home / "raw" / folder.name / "dataset.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"channel_names": {"0": "T2"}}))
+    with pytest.raises(PwmlError, match="changed and was planned again: run the same command once more"):
+        prepare(workspace, folder, TRIDENT, None)
+
+
+@pytest.mark.usefixtures("small_trident")
+def test_edited_entries_are_told(folder, workspace) -> None:
+    remarks = list(remarks_on_plan(prepare(workspace, folder, TRIDENT, None), TRIDENT))
+    assert remarks[0] == "paper in plan.json is not the paper's: long_side 64."
+    assert "patch_size_yx 32, 32" in remarks[1]
+    assert "network.n_stages 3" in remarks[1]
+
+
+def test_the_papers_own_entries_need_no_remark(folder) -> None:
+    plan = Plan.read(folder / "plan.json")
+    content = plan.to_dict()
+    whole = {**content, **{key: content[key] | new for key, new in paper_entries(plan).items()}}
+    assert not list(remarks_on_plan(Plan.from_dict(whole, "plan"), TRIDENT))
+
+
+@pytest.mark.usefixtures("small_priority")
+def test_networks_that_differ_by_more_than_their_kind_are_told(folder, edit) -> None:
+    alike = list(remarks_on_plan(Plan.read(folder / "plan.json"), PRIORITY_UNET))
+    assert len(alike) == 1
+    assert "unet_2d was planned with" in alike[0]
+    assert "network.width 4" in alike[0]
+    edit(configurations={"priority_2d": {"inherits": "unet_2d", "batch_size": 2, "network": {"type": "priority", "width": 4, "n_stages": 3}, "prior": {}}})  # fmt: skip
+    _, told = remarks_on_plan(Plan.read(folder / "plan.json"), PRIORITY_UNET)
+    assert told == "priority_2d differs from unet_2d in more than its kind: batch_size 2."

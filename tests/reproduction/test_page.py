@@ -1,0 +1,137 @@
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.bootstrap import Interval
+from pwmlunet.evaluation.comparison import Difference
+from pwmlunet.reproduction.figures import (
+    Answer,
+    HonestScore,
+    PaperFigure,
+    Reproduction,
+    RowFigures,
+    TargetFigures,
+)
+from pwmlunet.reproduction.page import check_place, text, write_reproduction
+from pwmlunet.reproduction.studies import PRIORITY_UNET
+
+
+def made_up(n_seeds: int = 1) -> Reproduction:
+    """A reproduction with a figure of its own in each cell."""
+    spread = 0.01 * (n_seeds - 1)
+    score = HonestScore(0.4321, Interval(0.21, 0.65), 17, "lesions")
+    rows = tuple(
+        RowFigures(
+            row.run,
+            row.words,
+            {name: PaperFigure(p, v := p - (index + 1) / 100, v - spread, v + spread) for name, p in row.printed.items()},
+            dict.fromkeys(("lesion_f1", "lesion_recall", "lesion_precision", "dice"), score),
+        )
+        for index, row in enumerate(PRIORITY_UNET.rows)
+    )  # fmt: skip
+    differences = dict.fromkeys(("lesion_f1", "lesion_recall"), Difference(0.1, Interval(0.05, 0.2), 17, "better"))  # fmt: skip
+    answers = tuple(Answer(q.words, differences, "By lesion F1 it helps <so far>.") for q in PRIORITY_UNET.questions)  # fmt: skip
+    return Reproduction(
+        study="priority_unet",
+        dataset="Dataset007_Fan",
+        n_subjects=12,
+        n_cases=14,
+        folds=("0", "1"),
+        n_folds=10,
+        seeds=tuple(range(n_seeds)),
+        smallest_lesion_mm3=1.7,
+        shrunk=("priority_2d has 8 channels instead of 32.",),
+        different=("The folds are others.",),
+        remarks=("One subject only.",),
+        targets={"lesion": TargetFigures(17, rows, answers)},
+    )
+
+
+@pytest.fixture
+def page(tmp_path):
+    def write(found=None):
+        path = tmp_path / "page.html"
+        write_reproduction(path, found or made_up())
+        return path.read_text()
+
+    return write
+
+
+def table(html: str, caption: str) -> list[list[str]]:
+    """The cells of the body of the table with that caption."""
+    (body,) = re.findall(rf"<caption>{caption}.*?<tbody>(.*?)</tbody>", html, re.S)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", body)]
+
+
+def test_printed_figures_stand_beside_ours(page) -> None:
+    html = page()
+    assert table(html, "Detection")[3] == ["Priority U-Net, SBFL + Dice", "0.5370", "0.4970", "0.5043", "0.4643"]  # fmt: skip
+    assert table(html, "Volume")[1] == [
+        "U-Net, SBFL + Dice",
+        *("0.6043", "0.5843", "0.1806", "0.1606", "0.2611", "0.2411", "0.9999", "0.9799"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "on another dataset the figures differ",
+        "21 volumes of 3-D cranial ultrasound with 131 lesions, which are not public",
+        "Dataset007_Fan, 12 subjects, 14 cases, 17 lesions (lesion); held-out folds: 0, 1 (of 10); seeds: 0.",
+        "priority_2d has 8 channels instead of 32.",
+        "The folds are others.",
+        "One subject only.",
+        "Does the prior help, with BCE + Dice?",
+    ],
+)
+def test_page_and_text_say_what_a_reader_must_know(page, words) -> None:
+    assert words in page()
+    assert words in " ".join(text(made_up()).split())
+
+
+def test_the_page_is_one_file_and_says_that_it_was_quick(page) -> None:
+    html = page()
+    assert "Made with --quick" in html
+    assert "it helps &lt;so far&gt;" in html
+    assert not re.search(r"(src|href)=", html)
+    assert "Made with --quick" not in page(replace(made_up(), shrunk=()))
+
+
+def test_honest_scores_have_their_intervals_and_n(page) -> None:
+    assert page().count('<td class="n">0.43</td><td class="n">0.21 to 0.65</td><td class="n">17</td>') == 16
+    assert text(made_up()).count("0.43 (0.21 to 0.65)") == 16
+
+
+def test_several_seeds_show_their_range(page) -> None:
+    html = page(made_up(3))
+    assert table(html, "Detection")[0][2] == "0.4304 (0.4104 to 0.4504)"
+    assert "mean over 3 seeds, lowest to highest" in html
+    assert "seeds, lowest" not in page()
+
+
+def test_the_text_is_aligned() -> None:
+    lines = text(made_up()).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Volume"))
+    first = lines[start].index("precision: paper")
+    assert lines[start + 1] == "-" * max(map(len, lines[start : start + 6]))
+    assert [line[first : first + 6] for line in lines[start + 2 : start + 6]] == ["0.5004", "0.6043", "0.5455", "0.5289"]  # fmt: skip
+
+
+def test_figures_are_read_back(page, tmp_path) -> None:
+    page()
+    assert Reproduction.read(tmp_path / "page.json") == made_up()
+
+
+def test_nothing_else_is_replaced(tmp_path) -> None:
+    path = tmp_path / "page.html"
+    write_reproduction(path, made_up())
+    write_reproduction(path, made_up())
+    other = tmp_path / "page.json"
+    other.write_text(json.dumps({"precious": 1}))
+    with pytest.raises(PwmlError, match="was not written by pwml_reproduce: choose another place with -o"):
+        write_reproduction(path, made_up())
+    with pytest.raises(PwmlError, match=r"name a file, such as .*place.html"):
+        check_place(tmp_path / "place")

@@ -1,0 +1,153 @@
+"""The whole command on the tiny dataset, with trainings of two steps."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from pwmlunet.reproduction import studies
+from pwmlunet.reproduction.figures import Reproduction
+from pwmlunet.reproduction.studies import PRIORITY_UNET, TRIDENT, Quick
+from pwmlunet.training.trainer import FoldTrainer
+
+TRIDENT_2 = ("trident", "-d", "1", "--quick", "--folds", "0", "1", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(studies, "QUICK", Quick(width=4, epochs=1, steps_per_epoch=2, learning_rate=2e-3))
+
+
+@pytest.fixture
+def results(home):
+    return home / "results" / "Dataset001_Tiny"
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The steps that are trained, by run and fold."""
+    taken = []
+    real = FoldTrainer._train_step
+
+    def train_step(self, *arguments):
+        taken.append((self.run.model.folder.name, self.fold))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(FoldTrainer, "_train_step", train_step)
+    return taken
+
+
+@pytest.mark.usefixtures("small_trident")
+def test_trident_is_repeated_and_a_second_call_trains_nothing(command, results, steps) -> None:
+    code, printed, complaint = command("reproduce", *TRIDENT_2)
+    assert code == 0, complaint
+    runs = [f"{row.run}_quick" for row in TRIDENT.rows]
+    assert steps == [(run, fold) for run in runs for fold in ("0", "1") for _ in range(2)]
+    found = Reproduction.read(results / "reproduction_trident.json")
+    assert (found.dataset, found.folds, found.n_folds, found.seeds) == (
+        "Dataset001_Tiny",
+        ("0", "1"),
+        4,
+        (0,),
+    )
+    (target,) = found.targets.values()
+    assert [row.run for row in target.rows] == runs
+    assert all(row.figures["dice"].value is not None for row in target.rows)
+    page = (results / "reproduction_trident.html").read_text()
+    for words in (
+        "0.6355",
+        "24.58",
+        "on another dataset the figures differ",
+        "Does SBFL help (G against F)?",
+    ):
+        assert words in " ".join(printed.split())
+        assert words in page
+    for name, before, now in (("paper_k64", 64, 4), ("paper_k32", 32, 2), ("paper_resunet", 64, 4)):
+        assert f"{name} has {now} channels at full resolution instead of {before}." in page
+    assert "1 epoch of 2 steps, batch 4, at a rate of 0.002 instead of 50 epochs of 50 steps, batch 8, at a rate of 0.0002" in page  # fmt: skip
+    recipe = json.loads((results / "trident_row_e_quick" / "training.json").read_text())
+    assert (recipe["configuration"], recipe["loss"], recipe["checkpoint"]) == ("paper_k32_quick", "focal", "last")  # fmt: skip
+    steps.clear()
+    code, again, _ = command("reproduce", *TRIDENT_2)
+    assert (code, again, steps) == (0, printed, [])
+
+
+@pytest.mark.usefixtures("small_priority")
+def test_the_priority_study_is_repeated_with_several_seeds(command, results, steps, tmp_path) -> None:
+    place = tmp_path / "elsewhere.html"
+    code, printed, complaint = command(
+        "reproduce", "priority_unet", "-d", "Tiny", "--quick", "--folds", 0, "--seeds", 0, 3, "--device", "cpu", "-o", place
+    )  # fmt: skip
+    assert code == 0, complaint
+    runs = [f"{row.run}_quick{seed}" for row in PRIORITY_UNET.rows for seed in ("", "_seed3")]
+    assert list(dict.fromkeys(run for run, _ in steps)) == runs
+    assert json.loads((results / runs[-1] / "training.json").read_text())["seed"] == 3
+    found = Reproduction.read(place.with_suffix(".json"))
+    assert found.seeds == (0, 3)
+    assert [row.words for row in found.targets["lesion"].rows] == [row.words for row in PRIORITY_UNET.rows]
+    page = place.read_text()
+    for words in ("0.5370", "0.3839", "which are not public", "Does the prior help, with SBFL + Dice?"):
+        assert words in page
+    assert "Detection" in printed
+    assert "Volume" in printed
+    assert not (results / "reproduction_priority_unet.html").exists()
+
+
+@pytest.mark.usefixtures("small_trident")
+def test_a_stopped_study_goes_on(command, results, steps, monkeypatch) -> None:
+    real = FoldTrainer._train_step
+
+    def train_step(self, *arguments):
+        if (self.run.model.folder.name, self.fold, self.step) == ("trident_row_d_quick", "1", 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FoldTrainer, "_train_step", train_step)
+        code, _, complaint = command("reproduce", *TRIDENT_2)
+    assert code == 130
+    assert "fold 1 stopped at step 1 of 2 and was saved; the same command goes on" in complaint
+    assert not (results / "reproduction_trident.html").exists()
+    steps.clear()
+    assert command("reproduce", *TRIDENT_2)[0] == 0
+    assert steps.count(("trident_row_b_quick", "0")) == 0
+    assert steps.count(("trident_row_d_quick", "1")) == 1
+    assert steps.count(("trident_row_g_quick", "1")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("tridnet", "-d", "1"), "there is no study 'tridnet' (did you mean 'trident'?)"),
+        (("trident", "-d", "7"), "unknown dataset '7' (known: Dataset001_Tiny)"),
+        (("trident", "-d", "1", "--folds", "0", "9", "all"), "has no fold 9, all (known: 0, 1, 2, 3)"),
+        (("trident", "-d", "1", "-o", "page"), "-o page: name a file, such as page.html"),
+        (
+            ("trident", "-d", "1", "--seeds", "0", "-1"),
+            "a seed cannot be negative: give other ones than 0, -1",
+        ),
+    ],
+)
+def test_bad_input_is_a_sentence(command, folder, arguments, sentence, monkeypatch) -> None:
+    monkeypatch.setattr(FoldTrainer, "train", lambda _: pytest.fail("it trains"))
+    before = (folder / "plan.json").read_bytes()
+    code, printed, complaint = command("reproduce", *arguments)
+    assert (code, printed) == (2, "")
+    assert sentence in complaint
+    assert complaint.count("\n") == 1
+    assert (folder / "plan.json").read_bytes() == before
+
+
+def test_a_dataset_that_is_not_planned_is_a_sentence(command, copied, raw_home, tmp_path) -> None:
+    copied(raw_home)
+    code, _, complaint = command("reproduce", "trident", "-d", "1")
+    assert code == 2
+    assert "run pwml_plan_and_preprocess -d 1" in complaint
+
+
+def test_a_dataset_without_folds_is_a_sentence(command, folder) -> None:
+    (folder / "splits.json").unlink()
+    code, _, complaint = command("reproduce", "trident", "-d", "1")
+    assert code == 2
+    assert "splits.json is missing: a study needs folds" in complaint

@@ -32,6 +32,7 @@ from pwmlunet.inference.postprocessing import Choice, Estimate, Figures, Postpro
 from pwmlunet.inference.selection import Best
 from pwmlunet.inference.selection import Candidate as Contender
 from pwmlunet.networks import NETWORKS
+from pwmlunet.planning.density import DensityConfig
 from pwmlunet.planning.fingerprint import CaseFingerprint, ChannelFacts, Fingerprint, LesionFacts
 from pwmlunet.planning.plan import Configuration, Decision, ExpectedInput, Plan
 from pwmlunet.planning.preprocessing import NORMALISATIONS, Preparation
@@ -75,6 +76,7 @@ def configuration() -> str:
             *_section(Preparation, "`preparations`: one for each name"),
             f"Normalisations: {_names(NORMALISATIONS)}.\n",
             *_section(Configuration, "`configurations`: one for each name"),
+            *_section(DensityConfig, "`prior` of a configuration"),
             *(
                 line
                 for name, network in NETWORKS.items()

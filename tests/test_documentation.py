@@ -23,8 +23,8 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.files import read_json, write_json
 from pwmlunet.inference.model import TrainedModel, save_tensors
 from pwmlunet.networks import NETWORKS
+from pwmlunet.planning.normalisation import NORMALISATIONS
 from pwmlunet.planning.plan import Plan
-from pwmlunet.planning.preprocessing import NORMALISATIONS
 from pwmlunet.training.config import RECIPES
 from pwmlunet.training.losses import LOSSES
 

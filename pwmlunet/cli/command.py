@@ -4,6 +4,7 @@ import argparse
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,7 +16,10 @@ Command = Callable[[Sequence[str] | None], None]
 
 
 def command(function: Callable[[argparse.Namespace], None]) -> Callable[[Callable[[], Parser]], Command]:
-    """Pairs a parser with what it runs; a PwmlError becomes its sentence and exit code 2."""
+    """Pairs a parser with what it runs; a PwmlError becomes its sentence and exit code 2.
+
+    Ctrl-C and SIGTERM leave nothing half-written behind: exit code 130.
+    """
 
     def with_parser(parser: Callable[[], Parser]) -> Command:
         @functools.wraps(parser)
@@ -26,6 +30,7 @@ def command(function: Callable[[argparse.Namespace], None]) -> Callable[[Callabl
             logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
             logging.getLogger().handlers[0].setLevel(logging.INFO)  # a training's log file takes more
             logging.getLogger("pwmlunet").setLevel(logging.INFO)
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C
             try:
                 function(parsed)
             except PwmlError as error:
@@ -34,6 +39,8 @@ def command(function: Callable[[argparse.Namespace], None]) -> Callable[[Callabl
             except KeyboardInterrupt:
                 say("stopped", file=sys.stderr)
                 sys.exit(130)
+            finally:
+                signal.signal(signal.SIGTERM, before)
 
         return main
 

@@ -22,6 +22,10 @@ class _Demo:
     name: str
     cases: str
     folder: Path
+    n_train: int
+    """Training cases."""
+    epochs: int
+    """Of each fold, so that the whole job takes a few minutes on two cores."""
 
     @property
     def dataset(self) -> str:
@@ -30,33 +34,44 @@ class _Demo:
 
 
 _DEMOS = {
-    "t1": _Demo(1, "SyntheticT1", "synthetic neonatal T1 heads", Path("demo")),
-    "cus": _Demo(2, "SyntheticUltrasound", "synthetic cranial ultrasound of newborns", Path("demo", "cus")),
+    "t1": _Demo(1, "SyntheticT1", "synthetic neonatal T1 heads", Path("demo"), n_train=12, epochs=20),
+    # 22 subjects: with fewer there are ten folds, of which the two that are trained hold out next to nobody
+    "cus": _Demo(
+        2,
+        "SyntheticUltrasound",
+        "synthetic cranial ultrasound of newborns",
+        Path("demo", "cus"),
+        n_train=23,
+        epochs=32,
+    ),
 }
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:
     demo = _DEMOS[arguments.modality]
+    epochs = demo.epochs if arguments.epochs is None else arguments.epochs
+    if epochs < 1:
+        raise PwmlError(f"--epochs {epochs}: a fold needs 1 or more")
     home: Path = arguments.folder or demo.folder
     raw = home / "raw" / demo.dataset
-    _write_cases(raw, arguments.modality)
+    _write_cases(raw, arguments.modality, demo)
     os.environ["PWML_HOME"] = str(home)
     for variable in ("PWML_RAW", "PWML_PREPROCESSED", "PWML_RESULTS", "nnUNet_raw"):
         os.environ.pop(variable, None)
-    say(f"{demo.cases} in {raw}")
-    for step, options in _steps(str(demo.number), home, raw, arguments.epochs):
+    for step, options in _steps(str(demo.number), home, raw, epochs):
         say(f"\n$ pwml_{step.__name__} {' '.join(options)}")
         step(options)
     say(f"\ndone; open {home / 'report.html'} in a browser")
 
 
-def _write_cases(raw: Path, modality: str) -> None:
+def _write_cases(raw: Path, modality: str, demo: _Demo) -> None:
     from pwmlunet.demo.dataset import write_dataset
 
     if others := [folder for folder in raw.parent.glob("Dataset*") if folder.name != raw.name]:
         raise PwmlError(f"{others[0]} is another dataset: give the demo a --folder of its own")
+    say(f"{demo.cases} in {raw}", flush=True)  # making them takes a while
     if not (raw / "dataset.json").is_file():
-        write_dataset(raw, modality=modality)
+        write_dataset(raw, modality=modality, n_train=demo.n_train)
 
 
 def _steps(number: str, home: Path, raw: Path, epochs: int) -> list[tuple[Command, list[str]]]:
@@ -87,6 +102,6 @@ def demo() -> Parser:
     )
     parser.add_argument("--folder", type=Path, help="where everything goes (default: demo; demo/cus for cus)")
     parser.add_argument(
-        "--epochs", type=int, default=20, help="epochs of each of the two folds (default: 20)"
+        "--epochs", type=int, help="epochs of each of the two folds (default: 20; 32 for cus)"
     )
     return parser

@@ -90,7 +90,9 @@ def train() -> Parser:
         "pwml_train", "Train one or several folds; the same command goes on where it stopped."
     )
     parser.add_argument("dataset", help="number or name of the dataset")
-    parser.add_argument("fold", nargs="+", help="0 to 4, several of them, or all (every case)")
+    parser.add_argument(
+        "fold", nargs="+", help="its number in splits.json, from 0 on; several of them; or all (every case)"
+    )
     parser.add_argument("-c", "--configuration", help="configuration of plan.json (default: the plan's)")
     parser.add_argument("--run", help="name of the model folder (default: the configuration's)")
     parser.add_argument("--recipe", default="default", help="default or trident_paper")

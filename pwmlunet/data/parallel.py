@@ -1,6 +1,7 @@
 """The same work for many cases: in threads, with progress, and no failure that hides the others."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -52,5 +53,6 @@ def map_cases(
 
 
 def name_case(error: PwmlError, name: str) -> str:
-    """The error's sentence, with the case's name in front where it does not say it."""
-    return str(error) if name in str(error) else f"case {name}: {error}"
+    """The error's sentence, with the case's name in front where it names neither the case nor its file."""
+    is_named = re.search(rf"(case |[/\\]){re.escape(name)}(_\d{{4}})?(?![\w-])", str(error))
+    return str(error) if is_named else f"case {name}: {error}"

@@ -55,6 +55,9 @@ class Rigid(Config):
     """Added after the rotation."""
 
 
+_DIRECTIONS = (("left", "right"), ("back", "front"), ("up", "down"))
+
+
 @dataclass(frozen=True)
 class WayBack(Config):
     """What was done to a case's grid, so that a prediction can be put back where it belongs."""
@@ -68,7 +71,20 @@ class WayBack(Config):
     grid_shape_zyx: tuple[int, int, int]
     """The shape after cropping and resampling."""
     to_reference: Rigid | None = None
-    """Where the case lies beside the reference of its dataset; null where middles are laid on each other."""
+    """Where the case lies beside the reference of its dataset; null where middles of heads are laid on each other."""
+    head_middle_zyx: tuple[float, float, float] | None = None
+    """The middle of the head, or of the fan, on the grid in voxels; null for the grid's own middle."""
+
+    @property
+    def directions(self) -> tuple[str, str, str]:
+        """Where slices, rows and columns run in the patient: to the left, right, back, front, up or down."""
+        cosines, near = _anatomy(self.geometry)
+        found = []
+        for axis, flip in zip(self.orientation.order, self.orientation.flipped, strict=True):
+            to = near.index(axis)
+            found.append(_DIRECTIONS[to][int((cosines[to, axis] < 0) != flip)])
+        slices, rows, columns = found
+        return slices, rows, columns
 
     @property
     def slice_shape_yx(self) -> tuple[int, int]:
@@ -103,11 +119,17 @@ def orientation_of(geometry: Geometry, slice_axis: SliceAxis) -> Orientation:
     """
     if slice_axis in _FILE_ORDERS:
         return Orientation(_FILE_ORDERS[slice_axis])
-    cosines = np.reshape(geometry.direction_xyz, (3, 3))[:, ::-1]  # (to left, back, up; the file's z, y, x)
-    near = max(permutations(range(3)), key=lambda axes: np.abs(cosines[range(3), axes]).sum())
+    cosines, near = _anatomy(geometry)
     runs = [(near[to], bool(sign * cosines[to, near[to]] < 0)) for to, sign in _RUNS[slice_axis]]
     (z, flip_z), (y, flip_y), (x, flip_x) = runs
     return Orientation((z, y, x), (flip_z, flip_y, flip_x))
+
+
+def _anatomy(geometry: Geometry) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+    """Cosines (to left, back, up; the file's z, y, x), and the file's axes that lead nearest to left, back and up."""
+    cosines = np.reshape(geometry.direction_xyz, (3, 3))[:, ::-1]
+    near = max(permutations(range(3)), key=lambda axes: np.abs(cosines[range(3), axes]).sum())
+    return cosines, near
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,7 @@ def read_lesion_tables(folder: Path) -> list[LesionTable]:
     Raises:
         PwmlError: one cannot be read or is of another layout.
     """
-    return [LesionTable.read(path) for path in sorted(folder.glob(f"*{ENDING}.json"))]
+    return [LesionTable.read(path) for path in sorted(folder.glob(f"[!.]*{ENDING}.json"))]
 
 
 def write_review(path: Path, tables: Sequence[LesionTable]) -> list[tuple[str, LesionRow]]:

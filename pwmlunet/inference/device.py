@@ -2,7 +2,8 @@
 
 import ctypes
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -72,3 +73,15 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _ONE_GB)
         libc.mallopt(_M_TRIM_THRESHOLD, _ONE_GB)
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Says in a PwmlError with advice that there is not enough memory, which torch says in several ways."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_known and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise PwmlError(f"there is not enough memory: {advice}") from error

@@ -104,7 +104,12 @@ class TrainedModel:
         Raises:
             PwmlError: its file is missing or damaged.
         """
-        return Density.read(self.fold_folder(fold) / DENSITY) if self.configuration.prior else None
+        if self.configuration.prior is None:
+            return None
+        path = self.fold_folder(fold) / DENSITY
+        if not path.is_file():
+            raise PwmlError(f"{path} is missing, without which its network cannot be asked: copy the model again, or train the fold again")  # fmt: skip
+        return Density.read(path)
 
     def load(self, folds: Sequence[str] | None) -> list[FoldNetwork]:
         """The networks of the given folds (all finished ones by default), in evaluation mode.

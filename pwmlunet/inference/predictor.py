@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ from pwmlunet.evaluation.lesion_table import LesionTable, tabulate, write_lesion
 from pwmlunet.evaluation.masks import DESCRIPTION
 from pwmlunet.evaluation.probabilities import write_probability
 from pwmlunet.files import make_folder, read_json, write_json
-from pwmlunet.inference.device import choose_device, keep_freed_memory, prediction_format
+from pwmlunet.inference.device import choose_device, enough_memory, keep_freed_memory, prediction_format
 from pwmlunet.inference.model import FoldNetwork, TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.sliding_window import PlacedNetwork, Window, predict_volume
@@ -185,19 +184,24 @@ def _placed(networks: Sequence[FoldNetwork], way_back: WayBack) -> list[PlacedNe
 
 def _together(maps: Iterator[_Maps], n_models: int) -> _Maps:
     """The mean over the models, and the spread over all their networks as if each model had as many."""
-    first, spread = next(maps)
+    mean, spread = next(maps)
     if n_models == 1:
-        return first, spread
-    mean: NDArray[np.float32] = first / np.float32(n_models)
-    square = _second_moment(first, spread) / n_models
+        return mean, spread
+    square = _second_moment(mean, spread)
     for probability, spread in maps:
-        mean += probability / n_models
-        square += _second_moment(probability, spread) / n_models
-    return mean, np.sqrt(np.maximum(square - mean**2, 0), dtype=np.float32)
+        mean += probability
+        square += _second_moment(probability, spread)
+    mean /= n_models
+    square /= n_models
+    square -= mean**2
+    return mean, np.sqrt(np.maximum(square, 0, out=square), out=square)
 
 
 def _second_moment(mean: NDArray[np.float32], spread: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    return mean**2 if spread is None else mean**2 + spread**2
+    square = mean**2
+    if spread is not None:
+        square += spread**2
+    return square
 
 
 def _middle(head: NDArray[np.bool_]) -> tuple[float, float, float]:
@@ -261,15 +265,14 @@ def predict_folder(
     todo = [c for c in cases if not (skip_existing and (output / f"{c.name}{file_ending}").is_file())]
     for case in tqdm(todo, "predict", leave=False, disable=len(todo) < 2):
         try:
-            prediction = predictor.predict_files(case)
+            with enough_memory("try --device cpu, or one of the networks alone (--folds)"):
+                prediction = predictor.predict_files(case)
             write_lesion_table(output, _table(predictor, case.name, prediction))
             if save_probabilities:
                 write_probability(output / f"{case.name}.npz", prediction.probability)
             write_image(output / f"{case.name}{file_ending}", prediction.mask, prediction.geometry)
         except PwmlError as error:
             problems.append(name_case(error, case.name))
-        except (torch.OutOfMemoryError, MemoryError):
-            problems.append(f"case {case.name}: there is not enough memory: try --device cpu or --no-flips")
     if problems:
         raise PwmlError.listing(f"{len(problems)} of {len(todo)} cases failed, the others are done", problems)
     return len(todo)

@@ -63,7 +63,8 @@ def _out_of_fold(model: TrainedModel) -> dict[str, tuple[str, Path]]:
     files: dict[str, tuple[str, Path]] = {}
     for fold in model.finished_folds():
         if fold != ALL:  # its networks learned from these cases
-            for path in sorted((model.fold_folder(fold) / "validation").glob("*.npz")):
+            # not what a killed run left half-written, whose name begins with a dot
+            for path in sorted((model.fold_folder(fold) / "validation").glob("[!.]*.npz")):
                 files.setdefault(path.name.removesuffix(".npz"), (fold, path))
     return files
 

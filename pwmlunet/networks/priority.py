@@ -61,5 +61,5 @@ def gate(levels: list[Tensor], density: Tensor) -> list[Tensor]:
         density: (B·Z, 1, Y, X) at full resolution.
     """
     for index in range(len(levels) - 1):
-        levels[index] = levels[index] * F.avg_pool2d(density, 2**index)
+        levels[index] = levels[index] * F.avg_pool2d(density, 2**index).to(levels[index])
     return levels

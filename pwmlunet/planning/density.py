@@ -15,7 +15,15 @@ from pwmlunet.config import Config, join
 from pwmlunet.data.store import WayBack
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import explain, replacing
-from pwmlunet.planning.kernel_density import CANDIDATES_MM, Lattice, Points, choose_bandwidth, parzen
+from pwmlunet.planning.frame import (
+    Directions,
+    can_be_laid,
+    grid_mm3,
+    lesion_voxels,
+    points_by_subject,
+    to_frame,
+)
+from pwmlunet.planning.kernel_density import CANDIDATES_MM, Lattice, choose_bandwidth, parzen
 
 _SPACING_TOLERANCE = 0.05
 
@@ -59,6 +67,8 @@ class DensityFacts(Config):
     """The smallest spacing of the training cases' grids."""
     spacing_high_zyx_mm: tuple[float, float, float]
     """The largest."""
+    directions: tuple[str, str, str]
+    """Where slices, rows and columns run in the patient; a case in which one runs the other way is turned."""
     subjects: tuple[str, ...]
     """Every subject that it was made from, with lesions or without."""
     n_subjects_with_lesions: int
@@ -85,13 +95,15 @@ class Density:
         """
         if difference := self._difference(way_back):
             raise PwmlError(f"the prior density was made for {difference}")
-        matrix, shift = _to_frame(way_back, self.facts.unit_yx_mm)
+        matrix, shift = to_frame(way_back, self.facts.unit_yx_mm, self.facts.directions)
         step, origin = np.array(self.facts.lattice.step_zyx_mm), np.array(self.facts.lattice.origin_zyx_mm)
         return PlacedDensity(self.values, self.facts.floor, matrix / step[:, None], (shift - origin) / step)
 
     def _difference(self, way_back: WayBack) -> str:
         """In words, how a case's grid differs from the training cases' and what to do; empty where it does not."""
         facts, spacing = self.facts, np.array(way_back.spacing_zyx_mm)
+        if not can_be_laid(way_back, facts.directions):
+            return f"slices, rows and columns that run {join(facts.directions)} (or against it), this case's run {join(way_back.directions)}: give images like the training set's"  # fmt: skip
         if facts.slice_shape_yx is not None:
             if facts.slice_shape_yx == way_back.slice_shape_yx:
                 return ""
@@ -206,22 +218,23 @@ def fit_density(
         enlarged: whether every head fills slices of one size, so that places are compared in pixels.
 
     Raises:
-        PwmlError: no subject has a lesion.
+        PwmlError: no subject has a lesion, or slices of some cases run along another axis than those of others.
     """
-    found = [(subject, _lesion_voxels(mask), way_back) for subject, mask, way_back in cases]
+    found = [(subject, lesion_voxels(mask), way_back) for subject, mask, way_back in cases]
     if not any(len(voxels) for _, voxels, _ in found):
         raise PwmlError("no training subject has a lesion: a prior density needs some; change splits.json")
     ways = [way_back for _, _, way_back in found]
     spacings = np.array([way_back.spacing_zyx_mm for way_back in ways])
     slice_mm, *spacing_yx = np.median(spacings, 0).tolist()
     unit = (spacing_yx[0], spacing_yx[1]) if enlarged else None
-    points = _points_by_subject(found, unit)
+    directions = _common_directions(ways)
+    points = points_by_subject(found, unit, directions)
     chosen = choose_bandwidth(
         list(points.values()),
         CANDIDATES_MM if config.bandwidth_mm is None else (config.bandwidth_mm,),
         slab_mm=config.slab_slices * slice_mm,
         spacing_yx_mm=spacing_yx,
-        volume_mm3=float(np.median([_volume_mm3(way_back, unit) for way_back in ways])),
+        volume_mm3=float(np.median([grid_mm3(way_back, unit) for way_back in ways])),
     )
     everything = np.concatenate(list(points.values()))
     lattice = Lattice.around(everything, chosen.width_mm, config.slab_slices * slice_mm, spacing_yx)
@@ -234,6 +247,7 @@ def fit_density(
         _common_shape(ways) if enlarged else None,
         _triple(spacings.min(0)),
         _triple(spacings.max(0)),
+        directions,
         tuple(sorted({subject for subject, _, _ in found})),
         len(points),
         len(everything),
@@ -242,46 +256,11 @@ def fit_density(
     return Density((values / values.max()).astype(np.float32), facts)
 
 
-def _lesion_voxels(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The indices (n, 3) of what is true, read slice by slice: the mask may be a file."""
-    flat = [np.flatnonzero(piece) for piece in mask]
-    slices = np.repeat(np.arange(len(mask)), [len(places) for places in flat])
-    rows, columns = np.divmod(np.concatenate(flat), mask.shape[2])
-    return np.stack([slices, rows, columns], 1)
-
-
-def _points_by_subject(
-    found: Sequence[tuple[str, NDArray[np.int64], WayBack]], unit_yx_mm: tuple[float, float] | None
-) -> dict[str, Points]:
-    """Lesion voxels in mm from the middle, by the subjects that have some; sessions of one are put together."""
-    points: dict[str, list[Points]] = {}
-    for subject, voxels, way_back in sorted(found, key=lambda case: case[0]):
-        if len(voxels):
-            matrix, shift = _to_frame(way_back, unit_yx_mm)
-            points.setdefault(subject, []).append(voxels @ matrix.T + shift)
-    return {subject: np.concatenate(parts) for subject, parts in points.items()}
-
-
-def _to_frame(
-    way_back: WayBack, unit_yx_mm: tuple[float, float] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A matrix and a shift from an index (z, y, x) of a case's grid to mm from the middle that all cases share."""
-    matrix = np.diag(_steps_mm(way_back, unit_yx_mm))
-    middle = (np.array(way_back.grid_shape_zyx) - 1) / 2
-    rigid = way_back.to_reference
-    if rigid is None:
-        return matrix, -matrix @ middle
-    matrix = np.reshape(rigid.rotation_zyx, (3, 3)) @ matrix
-    return matrix, np.array(rigid.translation_zyx_mm) - matrix @ middle
-
-
-def _steps_mm(way_back: WayBack, unit_yx_mm: tuple[float, float] | None) -> tuple[float, float, float]:
-    z, y, x = way_back.spacing_zyx_mm
-    return (z, *unit_yx_mm) if unit_yx_mm else (z, y, x)
-
-
-def _volume_mm3(way_back: WayBack, unit_yx_mm: tuple[float, float] | None) -> float:
-    return float(np.prod(way_back.grid_shape_zyx) * np.prod(_steps_mm(way_back, unit_yx_mm)))
+def _common_directions(ways: Sequence[WayBack]) -> Directions:
+    directions = min(way_back.directions for way_back in ways)
+    if odd := {way_back.directions for way_back in ways if not can_be_laid(way_back, directions)}:
+        raise PwmlError(f"slices, rows and columns run {join(directions)} in some training cases and {join(min(odd))} in others: a prior density needs one order; choose slice_axis axial, coronal or sagittal in plan.json")  # fmt: skip
+    return directions
 
 
 def _common_shape(ways: Sequence[WayBack]) -> tuple[int, int]:

@@ -137,7 +137,7 @@ def extract_fingerprint(dataset: Dataset, workers: int) -> Fingerprint:
     empty = [case.name for case in cases if case.n_labelled_slices and not case.lesions]
     if empty:
         shown = join(empty[:10]) + (", …" if len(empty) > 10 else "")
-        logger.info("%d cases have an empty mask and teach what is no lesion: %s", len(empty), shown)
+        logger.info("empty masks, which teach what is no lesion: %s (%d cases)", shown, len(empty))
     if not any(case.lesions for case in cases):
         raise PwmlError(f"{dataset.name}: no mask holds a lesion: there is nothing to learn from")
     if len({case.geometry.is_2d for case in cases}) > 1:

@@ -29,8 +29,6 @@ from pwmlunet.planning.workers import affordable_workers
 
 logger = logging.getLogger(__name__)
 
-"""Beside the cases of a preparation that registers them: the image that they are registered to."""
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -111,7 +109,8 @@ def _preprocess(
         case = preprocess_case(files, dataset.labels, preparation, reference)
         case = replace(case, facts=replace(case.facts, made_from=origins[files.name]))
         if lost := lost_lesions(case, dataset.labels):
-            raise PwmlError(f"case {files.name} loses {lost} lesions on the planned grid: widen crop margin or raise long_side in plan.json")  # fmt: skip
+            advice = "its mask reaches beyond the fan, correct it" if preparation.crop == "fan" else "widen crop margin or raise long_side in plan.json"  # fmt: skip
+            raise PwmlError(f"case {files.name} loses lesions on the planned grid ({lost} of them): {advice}")
         store.write(case)
 
     _, problems = map_cases(prepare_and_keep, todo, workers=workers, title="preprocess")

@@ -1,6 +1,6 @@
 """Both directions of geometry: a case onto the network's grid, and a prediction back onto its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,47 +27,12 @@ from pwmlunet.data.store import (
 from pwmlunet.errors import PwmlError
 from pwmlunet.planning.alignment import CoarseImage, coarse_image, register
 from pwmlunet.planning.cropping import Box, box_of, find_fan, foreground, square_box
+from pwmlunet.planning.normalisation import NORMALISATIONS
 
-Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-_ENOUGH_VOXELS = 2_000_000  # for percentiles: of a larger image every second, third … voxel is looked at
 _SAME_SPACING = 0.05  # of a spacing
 _NEGLIGIBLE = 1e-3  # a probability
-
-
-def _zscore_head(image: Array, head: Mask) -> Array:
-    inside = image[head] if head.any() else image.ravel()
-    mean, std = inside.mean(), max(float(inside.std()), 1e-6)
-    normalised = np.asarray(image - mean)
-    normalised /= std
-    return normalised
-
-
-def _percentiles_head(image: Array, head: Mask) -> Array:
-    inside = image[head] if head.any() else image.ravel()
-    every = 1 + len(inside) // _ENOUGH_VOXELS
-    low, high = (float(v) for v in np.percentile(inside[::every], (0.5, 99.5)))
-    normalised = image - low
-    normalised /= max(high - low, 1e-6)
-    return np.clip(normalised, 0, 1, out=normalised)
-
-
-def _mean_subtracted(image: Array, head: Mask) -> Array:
-    return np.asarray(image - image.mean())
-
-
-def _unchanged(image: Array, head: Mask) -> Array:
-    return image
-
-
-NORMALISATIONS: dict[str, Callable[[Array, Mask], Array]] = {
-    "zscore_head": _zscore_head,
-    "percentiles_head": _percentiles_head,
-    "mean_subtracted": _mean_subtracted,
-    "none": _unchanged,
-}
-"""By name: z-score inside the head; 0.5th to 99.5th percentile there to [0, 1]; Liu et al.'s; nothing."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +58,8 @@ class Preparation(Config):
     stored_as: Literal["float32", "float16"] = "float32"
     """Numbers in which images are kept; float16 takes half the disk and is exact enough for values from 0 to 1."""
     align: Literal["middle", "rigid"] = "middle"
-    """How cases are laid on each other for a prior density: by the middle of the crop, or registered rigidly to a
-    reference case."""
+    """How cases are laid on each other for a prior density: by the middle of the head (or fan), or registered rigidly
+    to a reference case."""
 
     def problems(self) -> Any:
         """Sentences about values that contradict each other."""
@@ -176,9 +141,13 @@ def prepare(
     _check_spacing(geometry, orientation, preparation)
     volumes = [orientation.to_grid(channel) for channel in channels]
     head = find_head(volumes[0], preparation)
-    box = crop_box(volumes[0], head, preparation)
+    head_box = box_of(head)
+    box = crop_box(volumes[0], head_box, preparation)
     shape_yx = _grid_shape(box, geometry, orientation, preparation)
-    way_back = WayBack(geometry, orientation, box, (box[0][1] - box[0][0], *shape_yx))
+    shape_zyx = (box[0][1] - box[0][0], *shape_yx)
+    way_back = WayBack(
+        geometry, orientation, box, shape_zyx, head_middle_zyx=_middle(head_box, box, shape_zyx)
+    )
     image = np.empty((len(channels), *way_back.grid_shape_zyx), preparation.stored_as)
     for index, normalisation in enumerate(preparation.normalisation):
         normalised = NORMALISATIONS[normalisation](np.ascontiguousarray(volumes[index], np.float32), head)
@@ -222,16 +191,25 @@ def find_head(volume: NDArray[Any], preparation: Preparation) -> Mask:
     return fan
 
 
-def crop_box(volume: NDArray[Any], head: Mask, preparation: Preparation) -> Box:
+def crop_box(volume: NDArray[Any], head_box: Box, preparation: Preparation) -> Box:
     """The box that the preparation keeps of a volume (Z, Y, X); all slices stay but those beside a fan."""
     whole = ((0, volume.shape[0]), (0, volume.shape[1]), (0, volume.shape[2]))
     if preparation.crop == "none":
         return whole
     if preparation.crop == "fan":
-        return box_of(head)
+        return head_box
     if preparation.crop == "nonzero":
         return whole[0], *box_of(volume != volume.flat[0])[1:]
-    return whole[0], *square_box(box_of(head), preparation.margin)[1:]
+    return whole[0], *square_box(head_box, preparation.margin)[1:]
+
+
+def _middle(head_box: Box, box: Box, shape_zyx: Sequence[int]) -> tuple[float, float, float]:
+    """The middle of the head's box on the grid of a shape that a box was brought to, in voxels."""
+    z, y, x = (
+        ((first + last) / 2 - start) * n / (stop - start) - 0.5
+        for (first, last), (start, stop), n in zip(head_box, box, shape_zyx, strict=True)
+    )
+    return z, y, x
 
 
 def _grid_shape(

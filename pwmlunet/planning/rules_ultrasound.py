@@ -81,7 +81,13 @@ class UltrasoundRules(Rules):
         """Ten for few subjects, of which nine tenths teach then."""
         n_subjects = len({case.subject for case in self.cases})
         n_folds = min(_FOLDS_OF_FEW if n_subjects <= _FEW_SUBJECTS else _FOLDS, max(2, n_subjects))
-        self.decide("folds", str(n_folds), f"{n_subjects} subjects: with {_FEW_SUBJECTS} or fewer each fold shall hold out as few as it can")  # fmt: skip
+        few = n_subjects <= _FEW_SUBJECTS
+        reason = (
+            "so few that each fold shall hold out as few as it can"
+            if few
+            else "enough to learn from four fifths"
+        )
+        self.decide("folds", str(n_folds), f"{n_subjects} subjects, {reason}")
         return n_folds
 
     def smallest_lesion_mm3(self) -> float:

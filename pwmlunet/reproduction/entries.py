@@ -36,8 +36,7 @@ def prepare(workspace: Workspace, folder: Path, study: Study, quick: Quick | Non
     path = folder / "plan.json"
     plan = Plan.read(path)
     _check(plan, study, folder)
-    if study.adds_entries:
-        plan = _add(path, plan, paper_entries(plan))
+    plan = _add(path, plan, paper_entries(plan, study))
     if quick is not None:
         plan = _add(path, plan, _narrow_entries(plan, study, quick))
     names = [quick_name(name, quick) for name in study.configurations]
@@ -55,12 +54,23 @@ def quick_name(configuration: str, quick: Quick | None) -> str:
 
 
 def _check(plan: Plan, study: Study, folder: Path) -> None:
-    missing = [] if study.adds_entries else [n for n in study.configurations if n not in plan.configurations]
-    if missing:
+    if missing := [name for name in study.planned.values() if name not in plan.configurations]:
         raise PwmlError(f"{folder / 'plan.json'} has no configuration {join(missing)}, which {study.name} compares: add it, or make a new plan with pwml_plan_and_preprocess -d {folder.name} --replan")  # fmt: skip
 
 
-def paper_entries(plan: Plan) -> Entries:
+def paper_entries(plan: Plan, study: Study) -> Entries:
+    """What a study adds to a plan: networks like planned ones, or all that its paper says."""
+    if not study.planned:
+        return _entries_of_trident(plan)
+    plain = {"prior_probability": 0.5}
+    return {
+        "configurations": {
+            name: {"inherits": parent, "network": plain} for name, parent in study.planned.items()
+        }
+    }
+
+
+def _entries_of_trident(plan: Plan) -> Entries:
     """The preparation and the networks of Liu et al. 2019, with the plan's own direction of slices."""
     planned = plan.preparations[plan.configurations[plan.default].preparation]
     preparation = {
@@ -131,16 +141,16 @@ def _unprepared(folder: Path, plan: Plan, names: Sequence[str]) -> list[str]:
 
 def remarks_on_plan(plan: Plan, study: Study) -> Iterator[str]:
     """What a reader must know of the plan that the rows are trained with, a sentence each."""
-    if study.adds_entries:
-        yield from _unlike_the_paper(plan)
-    else:
+    if study.planned:
         yield from _as_planned(plan, study)
+    else:
+        yield from _unlike_the_paper(plan, study)
 
 
-def _unlike_the_paper(plan: Plan) -> Iterator[str]:
+def _unlike_the_paper(plan: Plan, study: Study) -> Iterator[str]:
     """How the paper's entries, which may be edited, differ from those of `paper_entries`."""
     content = plan.to_dict()
-    for key, entries in paper_entries(plan).items():
+    for key, entries in paper_entries(plan, study).items():
         papers = Plan.from_dict({**content, key: {**content[key], **entries}}, "the paper's plan").to_dict()
         for name in entries:
             if changed := _differing(content[key][name], papers[key][name]):

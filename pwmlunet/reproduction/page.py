@@ -7,6 +7,7 @@ from pathlib import Path
 from pwmlunet.config import join
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.profiles.folders import get_profile
+from pwmlunet.files import make_folder
 from pwmlunet.report.pages import UNDEFINED, count, interval, number, render_page, write_page
 from pwmlunet.reproduction.figures import HonestScore, PaperFigure, Reproduction, TargetFigures
 from pwmlunet.reproduction.scoring import ASKED
@@ -133,9 +134,10 @@ def write_reproduction(path: Path, found: Reproduction) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raises PwmlError where the page is no page, or the figures beside it would replace something else."""
+    """Makes the page's folder; PwmlError where it is no page, or its figures would replace something else."""
     if path.suffix != ".html":
         raise PwmlError(f"-o {path}: name a file, such as {path.with_suffix('.html')}")
+    make_folder(path.parent)
     numbers = path.with_suffix(".json")
     if numbers.exists() and not _is_reproduction(numbers):
         raise PwmlError(

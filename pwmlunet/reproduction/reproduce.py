@@ -110,6 +110,13 @@ def _open(workspace: Workspace, dataset: str, row: StudyRow, wishes: Wishes) -> 
     ]
 
 
+_RATES = {
+    "cosine": "a rate of {:g} that falls to 0",
+    "constant": "a constant rate of {:g}",
+    "plateau": "a rate of {:g} that is halved where the loss no longer falls",
+}
+
+
 def _shrunk(plan: Plan, study: Study, quick: Quick) -> Iterator[str]:
     """What --quick made smaller."""
     widths = {
@@ -118,10 +125,10 @@ def _shrunk(plan: Plan, study: Study, quick: Quick) -> Iterator[str]:
     for name, (before, now) in widths.items():
         yield f"{name} has {count(now, 'channel')} at full resolution" + (f" instead of {before}." if now != before else ", as without --quick.")  # fmt: skip
     for recipe in dict.fromkeys(_schedule(row.recipe) for row in study.rows):
-        yield f"Training has {_schedule(quick.shorten(study.rows[0].recipe))} instead of {recipe}: so few steps at the paper's rate would leave a network where it began."
+        yield f"Training has {_schedule(quick.shorten(study.rows[0].recipe))}, instead of {recipe}: so few steps at the paper's rate would leave a network where it began."
 
 
 def _schedule(recipe: TrainingConfig) -> str:
     epochs, steps = count(recipe.epochs, "epoch"), count(recipe.steps_per_epoch, "step")
     batch = f", batch {recipe.batch_size}," if recipe.batch_size else ""
-    return f"{epochs} of {steps}{batch} at a rate of {recipe.learning_rate:g}"
+    return f"{epochs} of {steps}{batch} at {_RATES[recipe.schedule].format(recipe.learning_rate)}"

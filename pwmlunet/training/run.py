@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwmlunet.config import join
+from pwmlunet.data.parallel import name_case
 from pwmlunet.data.splits import Split, read_splits
 from pwmlunet.data.store import CaseStore, WayBack
 from pwmlunet.data.workspace import Workspace
@@ -22,6 +23,9 @@ from pwmlunet.planning.plan import Plan, read_labels
 from pwmlunet.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
+
+RESUME = "resume.pt"
+"""What a fold's training goes on from, in its folder."""
 
 _MAY_CHANGE = ("device", "workers", "save_every_seconds")  # without changing what is learned
 
@@ -59,7 +63,9 @@ class Run:
 
 
 def fold_density(run: Run, fold: str) -> Density | None:
-    """The prior density of a fold's training cases, made where it is not there; none for a network without.
+    """The prior density of a fold's training cases; none for a network without.
+
+    A training that goes on keeps the density that it began with.
 
     Raises:
         PwmlError: no training subject has a lesion.
@@ -68,18 +74,27 @@ def fold_density(run: Run, fold: str) -> Density | None:
     if config is None:
         return None
     path = run.model.fold_folder(fold) / DENSITY
-    names = run.split(fold).train
-    subjects = {facts.subject for name in names if (facts := run.store.facts(name))}
-    if path.is_file() and set((known := Density.read(path)).facts.subjects) == subjects:
-        return known
+    if path.is_file() and (path.parent / RESUME).is_file():
+        return Density.read(path)
     try:
         enlarged = run.model.preparation.long_side is not None
-        density = fit_density(map(run.lesions, names), config, enlarged=enlarged)
+        density = fit_density(map(run.lesions, run.split(fold).train), config, enlarged=enlarged)
     except PwmlError as error:
         raise PwmlError(f"fold {fold}: {error}") from error
+    for name in run.split(fold).val:  # found now, and not at the first look
+        _check_held_out(run, name, density)
     density.write(path)
     draw_density(path.with_suffix(".png"), density)
     return density
+
+
+def _check_held_out(run: Run, name: str, density: Density) -> None:
+    facts = run.store.facts(name)
+    assert facts is not None
+    try:
+        density.place(facts.way_back)
+    except PwmlError as error:
+        raise PwmlError(name_case(error, name)) from error
 
 
 def open_run(workspace: Workspace, dataset: str, config: TrainingConfig, name: str | None) -> Run:

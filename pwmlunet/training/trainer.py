@@ -15,7 +15,13 @@ from tqdm import tqdm
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.scores import CaseScores
 from pwmlunet.files import make_folder
-from pwmlunet.inference.device import autocast, choose_device, keep_freed_memory, training_format
+from pwmlunet.inference.device import (
+    autocast,
+    choose_device,
+    enough_memory,
+    keep_freed_memory,
+    training_format,
+)
 from pwmlunet.inference.model import ALL, FoldNetwork, TrainedModel, load_tensors, save_tensors
 from pwmlunet.networks.base import Batch, SegmentationNetwork
 from pwmlunet.planning.density import Density
@@ -25,7 +31,7 @@ from pwmlunet.training.config import TrainingConfig
 from pwmlunet.training.interruption import Stop, TrainingStoppedError, stopping_on_signals
 from pwmlunet.training.losses import parse_loss
 from pwmlunet.training.progress import append_metrics, draw_progress, keep_metrics, logging_to
-from pwmlunet.training.run import Run, fold_density
+from pwmlunet.training.run import RESUME, Run, fold_density
 from pwmlunet.training.sampling import PatchShape
 from pwmlunet.training.validation import look, validate
 
@@ -91,7 +97,8 @@ class FoldTrainer:
         total = self.config.epochs * self.config.steps_per_epoch
         with tqdm(total=total, initial=self.step, desc=f"fold {self.fold}", unit="step", leave=False) as bar:
             while self.step < total:
-                self.losses.append(self._train_step(next(batches), losses_of))
+                with enough_memory("take fewer patches in a step (--batch), or another --device"):
+                    self.losses.append(self._train_step(next(batches), losses_of))
                 bar.update()
                 if self.step % self.config.steps_per_epoch == 0:
                     self._end_epoch(bar)
@@ -225,10 +232,10 @@ class FoldTrainer:
             "best": self.best,
             "plateau": self.plateau,
         }
-        save_tensors(self.folder / "resume.pt", state)
+        save_tensors(self.folder / RESUME, state)
 
     def _resume(self) -> None:
-        path = self.folder / "resume.pt"
+        path = self.folder / RESUME
         if not path.is_file():
             keep_metrics(self.folder / "metrics.jsonl", 0)
             return
@@ -252,7 +259,7 @@ class FoldTrainer:
         last = self.average.state_dict()
         held_out = self.config.checkpoint == "best" and self.fold != ALL  # `all` holds no case out
         save_tensors(self.folder / "weights.pt", self.best["weights"] if held_out else last)
-        (self.folder / "resume.pt").unlink(missing_ok=True)
+        (self.folder / RESUME).unlink(missing_ok=True)
         draw_progress(
             self.folder / "progress.png", self.rows, f"{self.run.model.folder.name}, fold {self.fold}"
         )

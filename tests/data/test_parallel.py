@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pwmlunet.data.parallel import default_workers, map_cases
+from pwmlunet.data.parallel import default_workers, map_cases, name_case
 from pwmlunet.errors import PwmlError
 
 
@@ -58,3 +58,17 @@ def test_no_cases_are_no_work():
 
 def test_workers_are_few():
     assert 1 <= default_workers() <= 8
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence", "named"),
+    [
+        ("c", "it shows no fan", "case c: it shows no fan"),
+        ("1", "its voxels are 0.1 mm", "case 1: its voxels are 0.1 mm"),
+        ("sub-1", "case sub-10: odd", "case sub-1: case sub-10: odd"),
+        ("sub-1", "/raw/sub-1_0000.nii.gz is damaged", "/raw/sub-1_0000.nii.gz is damaged"),
+        ("sub-1", "case sub-1: odd", "case sub-1: odd"),
+    ],
+)
+def test_a_case_is_named_where_its_sentence_does_not_say_it(name, sentence, named):
+    assert name_case(PwmlError(sentence), name) == named

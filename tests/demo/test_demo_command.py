@@ -4,6 +4,7 @@ import pytest
 
 from pwmlunet.cli import demo
 from pwmlunet.demo import dataset
+from pwmlunet.planning import rules_ultrasound
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def steps(monkeypatch):
         monkeypatch.setattr(demo, name, step)
     small = partial(dataset.write_dataset, n_train=2, n_test=1)
     shapes = {"t1": (2, 48, 48), "cus": (54, 57, 60)}
-    monkeypatch.setattr(dataset, "write_dataset", lambda raw, modality: small(raw, modality=modality, shape_zyx=shapes[modality]))  # fmt: skip
+    monkeypatch.setattr(dataset, "write_dataset", lambda raw, modality, n_train: small(raw, modality=modality, shape_zyx=shapes[modality]))  # fmt: skip
     monkeypatch.setenv("PWML_HOME", "before")  # and so it is set back afterwards
     return done
 
@@ -39,6 +40,22 @@ def test_the_whole_job_runs_on_cases_of_the_modality(
     assert [step[0] for step in steps[3:]] == ["predict", "evaluate", "report"]
     assert steps[3][1:3] == ["-i", f"{home}/raw/{name}/imagesTs"]
     assert (tmp_path / home / "raw" / name / "dataset.json").is_file()
+
+
+@pytest.mark.parametrize(("modality", "epochs"), [("t1", "20"), ("cus", "32")])
+def test_epochs_are_the_modalitys_unless_asked_for(command, steps, tmp_path, modality, epochs):
+    assert command("demo", "--modality", modality, "--folder", tmp_path)[0] == 0
+    assert steps[1][-2:] == ["--epochs", epochs]
+
+
+def test_folds_of_the_ultrasound_hold_out_several_subjects():
+    assert demo._DEMOS["cus"].n_train - 1 > rules_ultrasound._FEW_SUBJECTS
+
+
+def test_no_epochs_are_refused_before_anything_is_made(command, steps, tmp_path):
+    code, printed, error = command("demo", "--folder", tmp_path / "demo", "--epochs", 0)
+    assert (code, printed, error) == (2, "", "error: --epochs 0: a fold needs 1 or more\n")
+    assert not steps and not (tmp_path / "demo").exists()
 
 
 def test_called_again_it_keeps_its_cases(command, steps, tmp_path):

@@ -161,3 +161,13 @@ def test_a_wish_that_others_do_not_keep_is_told(synthetic):
 
 def test_settings_that_nobody_chose_are_shown_plainly():
     assert text(Postprocessing(0.7)) == "threshold 0.7"
+
+
+@pytest.mark.parametrize(("least", "sizes"), [(0.0, {0.0, 6.3}), (2.0, {2.0, 6.3}), (10.0, {10.0})])
+def test_no_point_lets_pass_what_is_smaller_than_the_plans_smallest_lesion(synthetic, least, sizes):
+    tables = synthetic.tables([synthetic.out_of_fold(name, [3.0, 4.0], [1.0]) for name in "abc"])
+    grid = make_grid(tables, 1.0, least)
+    assert {round(point.smallest_lesion_mm3, 6) for point in grid.points} == sizes
+    assert grid.points[grid.default] == Postprocessing(0.5, least)
+    chosen = calibrate(tables, smallest_lesion_mm3=least).postprocessing
+    assert chosen.smallest_lesion_mm3 >= least

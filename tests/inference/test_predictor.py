@@ -165,6 +165,21 @@ def test_a_failed_case_does_not_stop_the_others(predictor, trained_home, tmp_pat
         assert np.allclose(arrays["probability"], prediction.probability, atol=4e-3)
 
 
+def test_a_case_that_memory_does_not_suffice_for_does_not_stop_the_others(
+    predictor, trained_home, tmp_path, monkeypatch
+):
+    real = Predictor.predict_files
+
+    def predicted(self, files):
+        return torch.empty(2**60, dtype=torch.uint8) if files.name == "sub-02" else real(self, files)
+
+    monkeypatch.setattr(Predictor, "predict_files", predicted)
+    cases = [files_of(trained_home, name) for name in ("sub-02", "sub-03")]
+    with pytest.raises(PwmlError, match="case sub-02: there is not enough memory: try --device cpu"):
+        predict_folder(predictor, cases, tmp_path, file_ending=".nii.gz")
+    assert [path.name for path in tmp_path.glob("*.nii.gz")] == ["sub-03.nii.gz"]
+
+
 def test_going_on_skips_what_is_there(predictor, trained_home, tmp_path):
     (tmp_path / "sub-02.nii.gz").write_bytes(b"mine")
     cases = [files_of(trained_home, name) for name in ("sub-02", "sub-03")]

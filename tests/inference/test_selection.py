@@ -240,6 +240,7 @@ def test_folds_that_are_not_held_out_or_not_finished_do_not_count(runs):
     shutil.copytree(run / "fold_0", run / "fold_all")
     write_probability(run / "fold_all" / "validation" / "sub-04.npz", np.zeros((1, 4, 56, 48), np.float32))
     (run / "fold_2" / "weights.pt").unlink()
+    (run / "fold_1" / "validation" / ".k2j4.sub-09.npz").write_bytes(b"what a killed training left")
     found = runs.find()
     assert found.postprocessing.chosen.n_cases == 3 and found.postprocessing.chosen.n_folds == 2
 

@@ -259,3 +259,10 @@ def test_a_network_sees_its_prior_beside_the_image_and_another_network_does_not(
     mean, _ = predict_volume(networks, image.numpy(), window, CPU)
     z, y, x = np.indices((4, 3, 5))
     assert np.allclose(mean[0], (100 * z + 10 * y + x) / 2)
+
+
+def test_an_image_of_half_precision_is_predicted_in_single():
+    image = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(4)).half()
+    network = Neighbours(extra=lambda first: 0.0 if first.dtype == torch.float32 else 9.0)
+    prediction = predict(network, image)
+    assert prediction.dtype == torch.float32 and torch.equal(prediction, image.float())

@@ -88,6 +88,12 @@ def test_a_channel_is_heard_by_weights_of_its_own() -> None:
     assert not torch.allclose(network(with_prior(image, 0.0)), network(with_prior(image, 1.0)))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gates_keep_the_format_of_what_they_weigh(dtype: torch.dtype) -> None:
+    levels = [torch.ones(1, 2, 8 // 2**level, 8 // 2**level, dtype=dtype) for level in range(3)]
+    assert [level.dtype for level in gate(levels, torch.rand(1, 1, 8, 8))] == [dtype] * 3
+
+
 def test_an_unknown_way_in_is_named() -> None:
     with pytest.raises(PwmlError, match=r"here.*enters must be one of gates, channel, log_odds, not 'skips'"):
         NetworkConfig.from_dict({"type": "priority", "enters": "skips"}, "here")

@@ -141,6 +141,16 @@ def test_middles_of_different_grids_lie_on_each_other():
     assert (x - 41.5) * 0.31 == pytest.approx(1.35, abs=0.2)
 
 
+def test_middles_of_heads_lie_on_each_other_wherever_they_are_in_the_grid():
+    off = {move: replace(way_back(), head_middle_zyx=(20 + move, 24.5, 21.5 - move)) for move in (-9, 0, 12)}
+    cases = [(str(move), mask_at((20 + move, 18, 26 - move), size=1), grid) for move, grid in off.items()]
+    density = fit_density(cases, CONFIG)
+    for move, grid in off.items():
+        values = whole(density, grid)
+        assert np.unravel_index(values.argmax(), SHAPE) == (20 + move, 18, 26 - move) and values.max() > 0.95
+    assert np.array_equal(whole(density, off[0]), whole(density))  # null is the middle of the grid
+
+
 def test_heads_enlarged_to_one_size_are_compared_in_pixels():
     places = (20, 5, 40)
     grids = [way_back(spacing=(0.5, 0.4 * s, 0.3 * s)) for s in (0.7, 1.0, 1.6)]
@@ -301,3 +311,31 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_it_needs_no_simpleitk():
     code = "import sys; sys.modules['SimpleITK'] = None; import pwmlunet.planning.density"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def turned(axis):
+    """The grid of the same head stored the other way along one of its axes."""
+    flipped = tuple(i == axis for i in range(3))
+    return replace(way_back(), orientation=Orientation((1, 0, 2), flipped))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_heads_stored_the_other_way_are_turned(axis):
+    place = mask_at((12, 15, 30))
+    density = fit_density([("a", place, way_back())], CONFIG)
+    expected = whole(density)
+    assert np.allclose(whole(density, turned(axis)), np.flip(expected, axis), atol=1e-6)
+    mixed = fit_density([("a", place, way_back()), ("b", np.flip(place, axis), turned(axis))], CONFIG)
+    assert np.allclose(whole(mixed), expected, atol=1e-5)
+
+
+def test_slices_along_another_axis_are_refused():
+    other = replace(way_back(), orientation=Orientation((0, 1, 2)))
+    assert way_back().directions == ("back", "up", "left") and other.directions == ("up", "back", "left")
+    with pytest.raises(PwmlError, match=r"run back, up, left in some training cases and up, back, left in"):
+        fit_density([("a", mask_at((9, 9, 9)), way_back()), ("b", mask_at(), other)], CONFIG)
+    density = fit_density([("a", mask_at((9, 9, 9)), way_back())], CONFIG)
+    with pytest.raises(
+        PwmlError, match=r"that run back, up, left \(or against it\), this case's run up, back"
+    ):
+        density.place(other)

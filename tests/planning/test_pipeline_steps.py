@@ -140,10 +140,22 @@ def test_a_lost_lesion_is_an_error_and_the_case_is_not_kept(again, folder):
 
     edit(folder / "plan.json", coarsen)
     with pytest.raises(
-        PwmlError, match=r"(?s)the others are done.*case sub-02 loses \d lesions on the planned grid"
+        PwmlError,
+        match=r"(?s)the others are done.*case sub-02 loses lesions on the planned grid \(\d of them\): widen",
     ):
         again()
     assert CaseStore(folder / "slices").names() == ["sub-04"]  # which has none to lose
+
+
+def test_a_lesion_beside_the_fan_is_the_masks_fault(tiny, tmp_path):
+    seen = tiny.head_with_lesions(0)
+    image, mask = np.zeros_like(seen.image), np.zeros_like(seen.mask)
+    image[:, 10:40, 10:40] = seen.image[:, 10:40, 10:40] + 200  # all that the probe saw
+    mask[2, 20:22, 20] = mask[1, 3, 45] = 1
+    raw = tiny.write_raw(tmp_path / "raw" / DATASET, {n: replace(seen, image=image, mask=mask) for n in "ab"})
+    edit(raw / "dataset.json", lambda dataset: dataset.update(channel_names={"0": "cUS"}))
+    with pytest.raises(PwmlError, match=r"case a loses .* \(1 of them\): its mask reaches beyond the fan"):
+        plan_and_preprocess(tiny.workspace_in(tmp_path), "1", memory_gb=2, workers=1)
 
 
 def test_lost_lesions_are_counted(tiny, tmp_path):

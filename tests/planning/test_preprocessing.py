@@ -11,8 +11,8 @@ from pwmlunet.data.image import Geometry, read_image, write_image
 from pwmlunet.data.store import CaseStore
 from pwmlunet.errors import PwmlError
 from pwmlunet.planning.alignment import coarse_image
+from pwmlunet.planning.normalisation import NORMALISATIONS
 from pwmlunet.planning.preprocessing import (
-    NORMALISATIONS,
     Preparation,
     find_head,
     made_from,
@@ -89,6 +89,20 @@ def test_tiny_lesions_come_back_as_they_were(tiny, kind, seed):
         restore(torch.from_numpy(mask)[None].float(), way_back).numpy()[0] > 0.5, raw.mask > 0
     )
     assert np.array_equal(prepare_mask(raw.mask, way_back), mask)
+
+
+@pytest.mark.parametrize("kind", PREPARATIONS)
+def test_the_way_back_knows_the_middle_of_the_head_on_the_grid(tiny, kind):
+    image = np.full((9, 50, 44), 2.0, np.float32)
+    image[1:5, 4:33, 11:42] = 100  # middle: 2.5, 18, 26
+    image[0, 0, 0] = 1
+    preparation = replace(PREPARATIONS[kind], normalisation=("none",))
+    prepared, _, way_back = prepare([image], tiny.oblique(image.shape), preparation)
+    z, y, x = way_back.head_middle_zyx
+    bright = np.argwhere(prepared[0] > 60)
+    assert (z, y, x) == pytest.approx((bright.min(0) + bright.max(0)) / 2, abs=0.8)
+    if kind == "none":
+        assert (z, y, x) == (2.5, 18, 26)
 
 
 def test_a_crop_may_reach_beyond_the_image(tiny):
@@ -284,7 +298,8 @@ def test_a_case_is_laid_beside_the_reference(tiny):
     reference = coarse_image(image[0], way_back.spacing_zyx_mm)
     _, _, placed = prepare([higher], geometry, replace(middle, align="rigid"), reference=reference)
     assert np.allclose(placed.to_reference.translation_zyx_mm, (0, 3, 0), atol=0.5)
-    assert replace(placed, to_reference=None) == way_back
+    assert placed.head_middle_zyx == (21, 20, 26) and way_back.head_middle_zyx == (21, 23, 26)
+    assert replace(placed, to_reference=None, head_middle_zyx=way_back.head_middle_zyx) == way_back
     with pytest.raises(ValueError, match="need a reference"):
         prepare([higher], geometry, replace(middle, align="rigid"))
 
@@ -308,7 +323,7 @@ def test_percentiles_of_many_voxels_come_from_some_of_them(monkeypatch):
     image = np.random.default_rng(0).normal(50, 10, (3, 40, 50)).astype(np.float32)
     head = np.ones(image.shape, bool)
     exact = NORMALISATIONS["percentiles_head"](image, head)
-    monkeypatch.setattr("pwmlunet.planning.preprocessing._ENOUGH_VOXELS", 2000)
+    monkeypatch.setattr("pwmlunet.planning.normalisation._ENOUGH_VOXELS", 2000)
     some = NORMALISATIONS["percentiles_head"](image, head)
     assert 0 < np.abs(some - exact).max() < 0.05
 

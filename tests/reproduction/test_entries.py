@@ -20,7 +20,7 @@ def test_the_entries_are_those_of_the_documentation(folder) -> None:
     content = plan.to_dict()
     described, added = (
         Plan.from_dict({key: value | entries.get(key, {}) if isinstance(value, dict) else value for key, value in content.items()}, "")
-        for entries in (json.loads(fragment), paper_entries(plan))
+        for entries in (json.loads(fragment), paper_entries(plan, TRIDENT))
     )  # fmt: skip
     assert "paper_resunet" in added.configurations
     assert described == added
@@ -30,7 +30,7 @@ def test_slices_run_as_they_were_planned(folder) -> None:
     content = json.loads((folder / "plan.json").read_text())
     content["preparations"]["slices"]["slice_axis"] = "y"
     plan = Plan.from_dict(content, "plan")
-    assert paper_entries(plan)["preparations"]["paper"]["slice_axis"] == "y"
+    assert paper_entries(plan, TRIDENT)["preparations"]["paper"]["slice_axis"] == "y"
 
 
 @pytest.mark.usefixtures("small_trident")
@@ -73,7 +73,8 @@ def test_without_quick_nothing_is_narrowed(workspace, folder) -> None:
 @pytest.mark.usefixtures("small_priority")
 def test_networks_that_are_narrow_already_stay(workspace, folder) -> None:
     plan = prepare(workspace, folder, PRIORITY_UNET, Quick(width=9))
-    assert plan.configurations["priority_2d_quick"].network.width == 4  # type: ignore[attr-defined]
+    network = plan.configurations["paper_priority_unet_quick"].network
+    assert network.width == 4 and network.prior_probability == 0.5  # type: ignore[attr-defined]
 
 
 def test_a_plan_without_a_prior_is_refused(workspace, folder) -> None:
@@ -107,16 +108,16 @@ def test_edited_entries_are_told(folder, workspace) -> None:
 def test_the_papers_own_entries_need_no_remark(folder) -> None:
     plan = Plan.read(folder / "plan.json")
     content = plan.to_dict()
-    whole = {**content, **{key: content[key] | new for key, new in paper_entries(plan).items()}}
+    whole = {**content, **{key: content[key] | new for key, new in paper_entries(plan, TRIDENT).items()}}
     assert not list(remarks_on_plan(Plan.from_dict(whole, "plan"), TRIDENT))
 
 
 @pytest.mark.usefixtures("small_priority")
-def test_networks_that_differ_by_more_than_their_kind_are_told(folder, edit) -> None:
-    alike = list(remarks_on_plan(Plan.read(folder / "plan.json"), PRIORITY_UNET))
+def test_networks_that_differ_by_more_than_their_kind_are_told(workspace, folder, edit) -> None:
+    alike = list(remarks_on_plan(prepare(workspace, folder, PRIORITY_UNET, None), PRIORITY_UNET))
     assert len(alike) == 1
-    assert "unet_2d was planned with" in alike[0]
+    assert "paper_unet was planned with" in alike[0]
     assert "network.width 4" in alike[0]
     edit(configurations={"priority_2d": {"inherits": "unet_2d", "batch_size": 2, "network": {"type": "priority", "width": 4, "n_stages": 3}, "prior": {}}})  # fmt: skip
     _, told = remarks_on_plan(Plan.read(folder / "plan.json"), PRIORITY_UNET)
-    assert told == "priority_2d differs from unet_2d in more than its kind: batch_size 2."
+    assert told == "paper_priority_unet differs from paper_unet in more than its kind: batch_size 2."

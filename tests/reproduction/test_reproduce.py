@@ -65,7 +65,7 @@ def test_trident_is_repeated_and_a_second_call_trains_nothing(command, results, 
         assert words in page
     for name, before, now in (("paper_k64", 64, 4), ("paper_k32", 32, 2), ("paper_resunet", 64, 4)):
         assert f"{name} has {now} channels at full resolution instead of {before}." in page
-    assert "1 epoch of 2 steps, batch 4, at a rate of 0.002 instead of 50 epochs of 50 steps, batch 8, at a rate of 0.0002" in page  # fmt: skip
+    assert "1 epoch of 2 steps, batch 4, at a rate of 0.002 that falls to 0, instead of 50 epochs of 50 steps, batch 8, at a rate of 0.0002 that is halved" in page  # fmt: skip
     recipe = json.loads((results / "trident_row_e_quick" / "training.json").read_text())
     assert (recipe["configuration"], recipe["loss"], recipe["checkpoint"]) == ("paper_k32_quick", "focal", "last")  # fmt: skip
     steps.clear()
@@ -123,6 +123,10 @@ def test_a_stopped_study_goes_on(command, results, steps, monkeypatch) -> None:
         (("trident", "-d", "7"), "unknown dataset '7' (known: Dataset001_Tiny)"),
         (("trident", "-d", "1", "--folds", "0", "9", "all"), "has no fold 9, all (known: 0, 1, 2, 3)"),
         (("trident", "-d", "1", "-o", "page"), "-o page: name a file, such as page.html"),
+        (
+            ("trident", "-d", "1", "-o", f"{__file__}/page.html"),
+            "test_reproduce.py: there is a file where a folder should be",
+        ),
         (
             ("trident", "-d", "1", "--seeds", "0", "-1"),
             "a seed cannot be negative: give other ones than 0, -1",

@@ -8,7 +8,7 @@ from pwmlunet.evaluation.profiles import PROFILES
 from pwmlunet.networks.base import Batch
 from pwmlunet.reproduction.studies import NO_AUGMENTATION, PRIORITY_UNET, STUDIES, TRIDENT, Quick, get_study
 from pwmlunet.training.augmentation import Augmenter
-from pwmlunet.training.config import TrainingConfig
+from pwmlunet.training.config import RECIPES, TrainingConfig
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
@@ -51,6 +51,9 @@ def test_the_recipes_are_the_papers() -> None:
     for row in PRIORITY_UNET.rows:
         assert (row.recipe.optimiser, row.recipe.learning_rate, row.recipe.schedule) == ("adam", 1e-4, "constant")  # fmt: skip
         assert row.recipe.batch_size is None
+        assert (
+            row.recipe.augmentation == RECIPES["default"].augmentation
+        )  # none overfits, and none is printed
     of = {row.words[0]: row.recipe for row in TRIDENT.rows}
     assert [of[row].loss for row in "BDEFG"] == ["focal"] * 4 + ["sbfl"]
     assert [of[row].augmentation == NO_AUGMENTATION for row in "BDEFG"] == [True, True, False, False, False]
@@ -73,6 +76,7 @@ def test_quick_shortens_and_keeps_the_rest() -> None:
     quick = Quick(epochs=2, steps_per_epoch=3, batch_size=4, learning_rate=0.5)
     row_g = TRIDENT.rows[-1].recipe
     changed = {"epochs": 2, "steps_per_epoch": 3, "batch_size": 4, "learning_rate": 0.5, "validate_every": 2}
+    changed |= {"schedule": "cosine", "warmup_steps": 3}
     assert quick.shorten(row_g) == replace(row_g, **changed)
     assert quick.shorten(PRIORITY_UNET.rows[0].recipe).batch_size is None  # the plan's fits the machine
 

@@ -20,7 +20,7 @@ from pwmlunet.training import run as run_module
 from pwmlunet.training import trainer as trainer_module
 from pwmlunet.training import validation
 from pwmlunet.training.interruption import TrainingStoppedError
-from pwmlunet.training.run import fold_density, open_run
+from pwmlunet.training.run import RESUME, fold_density, open_run
 from pwmlunet.training.trainer import FoldTrainer
 
 CONFIGURATIONS = {
@@ -82,8 +82,6 @@ def all_lesion(mask):
 
 
 def density_bytes(run, fold="0"):
-    path = run.model.fold_folder(fold) / DENSITY
-    path.unlink(missing_ok=True)
     return fold_density(run, fold).values.tobytes()
 
 
@@ -93,6 +91,9 @@ def test_held_out_masks_cannot_reach_the_density(home, run_of):
     change_masks(home, run.split("0").val, all_lesion)
     assert density_bytes(run) == before
     change_masks(home, run.split("0").train[:1], all_lesion)
+    (run.model.fold_folder("0") / RESUME).touch()
+    assert density_bytes(run) == before  # a training that goes on keeps what it began with
+    (run.model.fold_folder("0") / RESUME).unlink()
     assert density_bytes(run) != before
 
 
@@ -179,7 +180,7 @@ def test_a_density_that_is_missing_or_of_another_grid_is_told(run_of):
     with pytest.raises(PwmlError, match=r"prior density was made for slices of 10, 12 pixels"):
         Predictor(run.model, device="cpu").predict_prepared(case.image, case.facts.way_back)
     path.unlink()
-    with pytest.raises(PwmlError, match=r"fold_0/density\.npz: it does not exist"):
+    with pytest.raises(PwmlError, match=r"fold_0/density\.npz is missing, .*: copy the model again"):
         Predictor(run.model, device="cpu")
 
 
@@ -246,3 +247,14 @@ def test_a_run_begins_with_the_smallest_lesion_of_its_plan(home, run_of):
     run = run_of("gated", epochs=1)
     assert run.model.postprocessing == Postprocessing(smallest_lesion_mm3=1.7)
     assert json.loads((run.model.folder / "postprocessing.json").read_text())["smallest_lesion_mm3"] == 1.7
+
+
+def test_a_held_out_case_on_another_grid_is_told_before_training(home, run_of):
+    run = run_of("gated")
+    name = run.split("0").val[0]
+    path = prepared(home) / "slices" / name / "case.json"
+    facts = json.loads(path.read_text())
+    facts["way_back"]["grid_shape_zyx"] = [4, 99, 99]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(PwmlError, match=rf"case {name}: the prior density was made for slices of"):
+        fold_density(run, "0")

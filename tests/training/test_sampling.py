@@ -208,6 +208,23 @@ def test_patches_of_a_volume_keep_away_from_lesions_where_they_shall(tiny):
     assert not any(cut(case, at, PatchShape((8, 16, 16), 1, 1))[1].any() for at in drawn)
 
 
+def test_of_a_lesion_deeper_than_the_patch_all_is_held_that_its_slices_show(tiny):
+    mask = np.zeros((20, 40, 100), np.uint8)
+    for z in range(20):
+        mask[z, 20, 4 * z : 4 * z + 6] = 1  # askew: four slices of it are 18 pixels long, all are 82
+    case = case_of(tiny, mask)
+    for at in PatchSampler([case], (4, 16, 24), 1.0).draw(60, np.random.default_rng(0)):
+        shown = mask[at.z : at.z + 4]
+        assert shown[..., at.x : at.x + 24].sum() == shown.sum()
+
+
+def test_a_known_slice_lies_anywhere_in_a_patch_of_a_volume(tiny):
+    mask = np.full((24, 30, 30), 2, np.uint8)
+    mask[10] = 0
+    drawn = PatchSampler([case_of(tiny, mask)], (8, 16, 16), 0.0).draw(200, np.random.default_rng(0))
+    assert {at.z for at in drawn} == set(range(3, 11))
+
+
 def test_a_volume_shallower_than_its_patch_repeats_its_last_slice_with_its_label(tiny):
     case = one_lesion(tiny, (2, 3, 4), (1, 2, 3), (3, 20, 20))
     image, mask = cut(case, Location(0, 0, 0, 0), PatchShape((5, 16, 16), 1, 1))
@@ -236,3 +253,22 @@ def test_a_prior_is_the_last_channel_of_the_same_voxels(tiny, as_tensor, at, sli
     assert [int(v) // 10_000 for v in image[3, :, 0, 0]] == slices
     assert (int(image[3, 0, 2, 1]) - 10_000 * slices[0]) == 100 * (y + 2) + x + 1
     assert int(image[3, 1, 15, 15]) % 10_000 == 100 * (y + 15) + x + 15  # beyond the image it goes on
+
+
+class Half:
+    """A density of a half everywhere."""
+
+    def region(self, slices, rows, columns):
+        return np.full((len(slices), rows[1] - rows[0], columns[1] - columns[0]), 0.5, np.float32)
+
+
+@pytest.mark.parametrize("size", [(1, 16, 16), (4, 32, 16), (8, 8, 8)])
+def test_patches_of_half_precision_stay_so_beyond_the_image_and_with_a_prior(tiny, size):
+    case = replace(one_lesion(tiny, (1, 4, 4), (1, 1, 1), (5, 12, 20)), prior=Half())
+    case = replace(case, image=(case.image + 1).astype(np.float16))
+    held = replace(case, image=torch.from_numpy(case.image), mask=torch.from_numpy(case.mask))
+    at, shape = Location(0, 2, 0, 1), PatchShape(size, 1, 1)
+    (image, mask), (held_image, held_mask) = cut(case, at, shape), cut(held, at, shape)
+    assert image.dtype == np.float16 and held_image.dtype == torch.float16
+    assert np.array_equal(image, held_image.numpy()) and np.array_equal(mask, held_mask.numpy())
+    assert image.shape == (4, *size) and mask.shape == size

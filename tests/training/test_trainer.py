@@ -125,6 +125,12 @@ def test_workers_draw_the_same_patches(run_of):
     assert same(weights(none), weights(two))
 
 
+def test_too_little_memory_is_told(run_of, monkeypatch):
+    monkeypatch.setattr(trainer_module, "to_batch", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(PwmlError, match=r"not enough memory: take fewer patches in a step \(--batch\)"):
+        FoldTrainer(run_of(), "0").train()
+
+
 def test_dropout_goes_on_as_it_would_have(run_of, home, monkeypatch):
     path = home / "preprocessed" / "Dataset001_Tiny" / "plan.json"
     plan = json.loads(path.read_text())

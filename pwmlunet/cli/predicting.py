@@ -23,7 +23,8 @@ _SHOWN = 10
 
 def _run_predict(arguments: argparse.Namespace) -> None:
     from pwmlunet.data.dataset import find_cases, read_dataset_json
-    from pwmlunet.inference.predictor import Predictor, predict_folder
+    from pwmlunet.inference.folder import predict_folder
+    from pwmlunet.inference.predictor import Predictor
 
     models, postprocessing = _models(arguments)
     folder = models[0].folder

@@ -3,24 +3,16 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pwmlunet.config import join
 from pwmlunet.data.dataset import CaseFiles
-from pwmlunet.data.image import Geometry, write_image
-from pwmlunet.data.parallel import name_case
+from pwmlunet.data.image import Geometry
 from pwmlunet.data.store import WayBack
-from pwmlunet.errors import PwmlError
-from pwmlunet.evaluation.lesion_table import LesionTable, tabulate, write_lesion_table
-from pwmlunet.evaluation.masks import DESCRIPTION
-from pwmlunet.evaluation.probabilities import write_probability
-from pwmlunet.files import make_folder, read_json, write_json
-from pwmlunet.inference.device import choose_device, enough_memory, keep_freed_memory, prediction_format
+from pwmlunet.inference.device import choose_device, keep_freed_memory, prediction_format
 from pwmlunet.inference.model import FoldNetwork, TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.sliding_window import PlacedNetwork, Window, predict_volume
@@ -231,79 +223,3 @@ def oddities(
                 f"channel {index} has other contrasts than the training images: is it the right kind of image?"
             )
     return found
-
-
-def predict_folder(
-    predictor: Predictor,
-    cases: Sequence[CaseFiles],
-    output: Path,
-    *,
-    file_ending: str,
-    save_probabilities: bool = False,
-    skip_existing: bool = False,
-) -> int:
-    """Writes a mask and a lesion table for each case; how many were predicted.
-
-    A failed case does not stop the others. `prediction.json` says what made the masks.
-
-    Args:
-        predictor: The models.
-        cases: Their files.
-        output: The folder that is written to.
-        file_ending: Of the masks.
-        save_probabilities: Whether CASE.npz is written too.
-        skip_existing: Whether cases that have a mask are left as they are.
-
-    Raises:
-        PwmlError: the cases that failed, each with its reason; or masks would be written among the images.
-    """
-    if any(path.parent.resolve() == output.resolve() for case in cases for path in case.images):
-        raise PwmlError(f"{output} is the folder of the images: choose another one for the masks")
-    make_folder(output)
-    _describe(predictor, output / DESCRIPTION, is_going_on=skip_existing)
-    problems = []
-    todo = [c for c in cases if not (skip_existing and (output / f"{c.name}{file_ending}").is_file())]
-    for case in tqdm(todo, "predict", leave=False, disable=len(todo) < 2):
-        try:
-            with enough_memory("try --device cpu, or one of the networks alone (--folds)"):
-                prediction = predictor.predict_files(case)
-            write_lesion_table(output, _table(predictor, case.name, prediction))
-            if save_probabilities:
-                write_probability(output / f"{case.name}.npz", prediction.probability)
-            write_image(output / f"{case.name}{file_ending}", prediction.mask, prediction.geometry)
-        except PwmlError as error:
-            problems.append(name_case(error, case.name))
-    if problems:
-        raise PwmlError.listing(f"{len(problems)} of {len(todo)} cases failed, the others are done", problems)
-    return len(todo)
-
-
-def _table(predictor: Predictor, case: str, prediction: Prediction) -> LesionTable:
-    return tabulate(
-        case,
-        prediction.mask,
-        prediction.geometry,
-        predictor.model.labels,
-        probability=prediction.probability,
-        spread=prediction.spread,
-        head_centre_zyx=prediction.head_centre_zyx,
-    )
-
-
-def _describe(predictor: Predictor, path: Path, *, is_going_on: bool) -> None:
-    """Writes what made the masks of a folder, and what a score of them wants to know.
-
-    Raises:
-        PwmlError: other settings made the masks that are there and shall stay.
-    """
-    models = [member.model for member in predictor.members]
-    content = {
-        "version": 1,
-        "models": [f"{model.folder.parent.name}/{model.folder.name}" for model in models],
-        "n_networks": predictor.n_networks,
-        "postprocessing": predictor.postprocessing.to_dict(),
-        "lesion_quartiles_mm3": models[0].plan.to_dict()["expected_input"]["lesion_quartiles_mm3"],
-    }
-    if is_going_on and path.is_file() and read_json(path) != content:
-        raise PwmlError(f"{path.parent} holds masks made with other models or settings ({path.name}): choose another folder, or leave out --continue")  # fmt: skip
-    write_json(path, content)

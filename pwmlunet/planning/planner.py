@@ -54,7 +54,9 @@ def make_plan(fingerprint: Fingerprint, budget: Budget) -> Plan:
 
 def parents_of(plan: Plan) -> dict[str, str]:
     """The configurations that plan.json writes as differences from another, and from which."""
-    return {"resunet_2d": "trident"} if "trident" in plan.configurations else {}
+    pairs = {"resunet_2d": "trident", "log_odds_2d": "priority_2d"}
+    there = plan.configurations
+    return {child: parent for child, parent in pairs.items() if child in there and parent in there}
 
 
 def _choose_rules(fingerprint: Fingerprint) -> Rules:
@@ -86,6 +88,7 @@ def _slice_configurations(
     }
     if prior is not None:
         networks["priority_2d"] = PriorityConfig(n_stages=n_stages)
+        networks["log_odds_2d"] = PriorityConfig(n_stages=n_stages, enters="log_odds")
     leading = next(name for name in rules.leading if name in networks)
     first = _widest(rules, budget, networks[leading], patch)
     configurations = {}
@@ -99,7 +102,12 @@ def _slice_configurations(
         sized = replace(network, width=step.width, norm="instance" if step.batch_size == 1 else network.norm)
         density = prior if sized.takes_prior else None
         configurations[name] = Configuration(
-            "slices", patch, step.batch_size, sized, slice_step, prior=density
+            "slices",
+            patch,
+            step.batch_size,
+            sized,
+            slice_step if sized.n_slices > 1 else 1,
+            prior=density,
         )
     return configurations
 

@@ -11,9 +11,10 @@ from pwmlunet.data.dataset import CaseFiles
 from pwmlunet.data.image import Geometry, read_image, write_image
 from pwmlunet.data.store import CaseStore
 from pwmlunet.errors import PwmlError
+from pwmlunet.inference.folder import predict_folder
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
-from pwmlunet.inference.predictor import Predictor, oddities, predict_folder
+from pwmlunet.inference.predictor import Predictor, oddities
 from pwmlunet.planning.cropping import foreground
 
 

@@ -215,7 +215,14 @@ def test_every_decision_has_its_reason_and_the_expected_input_its_range():
 def test_mr_keeps_its_default_and_is_offered_the_other_networks(names, changes):
     plan = plan_for(channels=names, **changes)
     assert plan.default == "resunet_2d"
-    assert set(plan.configurations) == {"trident", "resunet_2d", "unet_2d", "priority_2d", "resunet_3d"}
+    assert set(plan.configurations) == {
+        "trident",
+        "resunet_2d",
+        "unet_2d",
+        "priority_2d",
+        "log_odds_2d",
+        "resunet_3d",
+    }
     assert (plan.n_folds, plan.smallest_lesion_mm3) == (5, 0.0)
     modality, prior = (next(d for d in plan.decisions if d.topic == t) for t in ("modality", "prior density"))
     assert modality.choice != "ultrasound" and names[0] in modality.reason

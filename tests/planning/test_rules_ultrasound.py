@@ -108,7 +108,14 @@ def test_large_cases_are_kept_in_half_precision():
 
 def test_the_configurations_and_their_whole_slices():
     plan = plan_for()
-    assert set(plan.configurations) == {"priority_2d", "unet_2d", "trident", "resunet_2d", "resunet_3d"}
+    assert set(plan.configurations) == {
+        "priority_2d",
+        "log_odds_2d",
+        "unet_2d",
+        "trident",
+        "resunet_2d",
+        "resunet_3d",
+    }
     # coronal: rows are the file's z, columns its x; 84 × 84 in whole strides of 16
     sizes = {name: c.patch_size_yx for name, c in plan.configurations.items() if name != "resunet_3d"}
     assert set(sizes.values()) == {(96, 96)}
@@ -159,9 +166,12 @@ def test_neighbours_lie_at_the_border_of_a_lesion():
     assert "nearly the same" in decision(plan, "slices of a trident")[1]
 
 
-def test_the_default_is_the_priority_net_only_where_lesions_gather():
+def test_the_default_has_a_prior_only_where_lesions_gather():
     plan = plan_for(n=8)
-    assert plan.default == "priority_2d"
+    assert plan.default == "log_odds_2d"
+    gates, log_odds = (plan.configurations[name] for name in ("priority_2d", "log_odds_2d"))
+    assert (gates.network.enters, log_odds.network.enters) == ("gates", "log_odds")
+    assert replace(log_odds, network=gates.network) == gates
     choice, reason = decision(plan, "prior density")
     assert choice == "likely to help" and "nats" in reason and "8 subjects" in reason
     rng = np.random.default_rng(1)
@@ -187,7 +197,7 @@ def test_a_prior_needs_two_subjects_with_lesions():
     for index in (0, 2):
         fingerprint = changed(fingerprint, index, lesions=())
     plan = make_plan(fingerprint, CPU)
-    assert plan.default == "unet_2d" and "priority_2d" not in plan.configurations
+    assert plan.default == "unet_2d" and not {"priority_2d", "log_odds_2d"} & set(plan.configurations)
     assert decision(plan, "prior density")[0] == "none"
 
 

@@ -3,9 +3,8 @@
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -220,7 +219,38 @@ def fit_density(
     Raises:
         PwmlError: no subject has a lesion, or slices of some cases run along another axis than those of others.
     """
-    found = [(subject, lesion_voxels(mask), way_back) for subject, mask, way_back in cases]
+    return _fit(_find(cases), config, enlarged=enlarged)
+
+
+def fit_densities_of_others(
+    cases: Iterable[tuple[str, NDArray[np.bool_], WayBack]], density: Density, config: DensityConfig
+) -> dict[str, Density]:
+    """For each training subject the density of all others, with the bandwidth of the density of all.
+
+    It is what a network shall see of the subject while it learns: in the density of all, every lesion that it learns
+    from lies on a peak that it made itself, and no lesion of a new subject will.
+    A subject without whom there is no lesion gets the density of all.
+    """
+    found = _find(cases)
+    config = replace(config, bandwidth_mm=density.facts.bandwidth_mm)
+    enlarged = density.facts.unit_yx_mm is not None
+    with_lesions = {subject for subject, voxels, _ in found if len(voxels)}
+    densities = {}
+    for left_out in density.facts.subjects:
+        others = [case for case in found if case[0] != left_out]
+        is_told = with_lesions - {left_out}
+        densities[left_out] = _fit(others, config, enlarged=enlarged) if is_told else density
+    return densities
+
+
+_Found = Sequence[tuple[str, NDArray[np.int64], WayBack]]
+
+
+def _find(cases: Iterable[tuple[str, NDArray[np.bool_], WayBack]]) -> _Found:
+    return [(subject, lesion_voxels(mask), way_back) for subject, mask, way_back in cases]
+
+
+def _fit(found: _Found, config: DensityConfig, *, enlarged: bool) -> Density:
     if not any(len(voxels) for _, voxels, _ in found):
         raise PwmlError("no training subject has a lesion: a prior density needs some; change splits.json")
     ways = [way_back for _, _, way_back in found]
@@ -273,33 +303,3 @@ def _common_shape(ways: Sequence[WayBack]) -> tuple[int, int]:
 def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
     z, y, x = values.tolist()
     return z, y, x
-
-
-def draw_density(path: Path, density: Density) -> None:
-    """Draws the greatest values along slices, rows and columns, in mm from the middle, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    lattice = density.facts.lattice
-    ends = [
-        (origin - step / 2, origin + (n - 0.5) * step)
-        for origin, step, n in zip(lattice.origin_zyx_mm, lattice.step_zyx_mm, lattice.shape_zyx, strict=True)
-    ]
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    names = ("slices", "rows", "columns")
-    for along, axes in enumerate(figure.subplots(1, 3)):
-        down, right = ((1, 2), (0, 2), (1, 0))[along]
-        seen = density.values.max(along)
-        shown: Any = axes.imshow(
-            seen if down < right else seen.T,
-            extent=(*ends[right], *ends[down][::-1]),
-            interpolation="bilinear",
-            cmap="inferno",
-            vmin=0,
-            vmax=1,
-        )
-        axes.set(title=f"through the {names[along]}", xlabel=f"{names[right]}, mm", ylabel=f"{names[down]}, mm")  # fmt: skip
-    figure.colorbar(shown, ax=figure.axes, label="prior density")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)

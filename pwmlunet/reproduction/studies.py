@@ -174,6 +174,7 @@ PRIORITY_UNET = Study(
         "The paper prints no augmentation; that of the default recipe is taken, for without any a few subjects are learned by heart.",
         "Six of ten patches are drawn around a lesion; the paper does not say how it chooses slices.",
         _LAST,
+        "While it learns, a case is seen with the density of the other training subjects, lest the network trusts peaks that its own lesions made; the paper does not say.",
         "Networks begin with a probability of 0.5 everywhere, as is usual; the paper does not say.",
         "Specificity is its mean over the cases with lesions; the paper does not say how it is averaged.",
     ),

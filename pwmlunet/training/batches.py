@@ -15,7 +15,7 @@ from pwmlunet.data.dataset import Labels
 from pwmlunet.networks.base import Batch
 from pwmlunet.planning.density import Density
 from pwmlunet.planning.workers import free_bytes
-from pwmlunet.training.run import Run
+from pwmlunet.training.run import Run, densities_of_others
 from pwmlunet.training.sampling import PatchLoader, PatchSampler, PatchShape, TrainingCase, training_case
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,13 @@ _HELD_SHARE = 0.3  # of a device's free memory that cases may take
 def training_cases(
     run: Run, names: Sequence[str], device: torch.device, density: Density | None = None
 ) -> list[TrainingCase]:
-    """The cases to learn from, held on the training device where they fit, else read patch by patch."""
-    cases = [training_case(run.store.read(name), run.model.labels, density) for name in names]
+    """The cases to learn from, held on the training device where they fit, else read patch by patch.
+
+    Each is seen with the prior density of the other subjects, as a new subject will be.
+    """
+    priors = densities_of_others(run, names, density) if density else {}
+    stored = [run.store.read(name) for name in names]
+    cases = [training_case(case, run.model.labels, priors.get(case.facts.subject)) for case in stored]
     n_bytes = sum(case.image.nbytes + case.mask.nbytes for case in cases)
     if n_bytes > _HELD_SHARE * _free_bytes(device):
         logger.info("%.1f GB of cases are read from disk patch by patch", n_bytes / 1e9)

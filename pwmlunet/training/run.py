@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from pwmlunet.files import make_folder, read_json, write_json
 from pwmlunet.inference.model import ALL, DENSITY, TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.planning.alignment import REFERENCE
-from pwmlunet.planning.density import Density, draw_density, fit_density
+from pwmlunet.planning.density import Density, fit_densities_of_others, fit_density
+from pwmlunet.planning.density_picture import draw_density
 from pwmlunet.planning.plan import Plan, read_labels
 from pwmlunet.training.config import TrainingConfig
 
@@ -86,6 +88,13 @@ def fold_density(run: Run, fold: str) -> Density | None:
     density.write(path)
     draw_density(path.with_suffix(".png"), density)
     return density
+
+
+def densities_of_others(run: Run, names: Sequence[str], density: Density) -> dict[str, Density]:
+    """By subject of the named training cases, the prior density without it."""
+    config = run.model.configuration.prior
+    assert config is not None  # there is a density
+    return fit_densities_of_others(map(run.lesions, names), density, config)
 
 
 def _check_held_out(run: Run, name: str, density: Density) -> None:

@@ -10,7 +10,13 @@ from scipy.spatial.transform import Rotation
 from pwmlunet.data.image import Geometry
 from pwmlunet.data.store import Orientation, Rigid, WayBack
 from pwmlunet.errors import PwmlError
-from pwmlunet.planning.density import Density, DensityConfig, draw_density, fit_density
+from pwmlunet.planning.density import (
+    Density,
+    DensityConfig,
+    fit_densities_of_others,
+    fit_density,
+)
+from pwmlunet.planning.density_picture import draw_density
 
 SHAPE = (41, 50, 44)
 SPACING = (0.5, 0.4, 0.3)
@@ -339,3 +345,26 @@ def test_slices_along_another_axis_are_refused():
         PwmlError, match=r"that run back, up, left \(or against it\), this case's run up, back"
     ):
         density.place(other)
+
+
+def test_a_subject_learns_from_the_density_of_the_others():
+    cases = [*cases_of(n=4), ("none", mask_at(), way_back())]
+    density = fit_density(cases, replace(CONFIG, bandwidth_mm=None))
+    others = fit_densities_of_others(iter(cases), density, replace(CONFIG, bandwidth_mm=None))
+    assert set(others) == {"s0", "s1", "s2", "s3", "none"}
+    fixed = replace(CONFIG, bandwidth_mm=density.facts.bandwidth_mm)
+    assert same(others["s1"], fit_density([case for case in cases if case[0] != "s1"], fixed))
+    assert np.allclose(whole(others["none"]), whole(density), atol=1e-5)
+    at_its_lesion = cases[1][1]
+    assert whole(others["s1"])[at_its_lesion].max() < whole(density)[at_its_lesion].max()
+
+
+def test_the_only_subject_with_lesions_keeps_its_density():
+    cases = [("a", mask_at((9, 9, 9)), way_back()), ("b", mask_at(), way_back())]
+    density = fit_density(cases, CONFIG)
+    others = fit_densities_of_others(cases, density, CONFIG)
+    assert others["a"] is density and same(others["b"], replace_subjects(density, ("a",)))
+
+
+def replace_subjects(density, subjects):
+    return Density(density.values, replace(density.facts, subjects=subjects))

@@ -14,11 +14,12 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.inference.model import DENSITY, TrainedModel, load_tensors
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.predictor import Predictor
-from pwmlunet.planning.density import Density
+from pwmlunet.planning.density import Density, fit_density
 from pwmlunet.planning.pipeline import plan_and_preprocess
 from pwmlunet.training import run as run_module
 from pwmlunet.training import trainer as trainer_module
 from pwmlunet.training import validation
+from pwmlunet.training.batches import training_cases
 from pwmlunet.training.interruption import TrainingStoppedError
 from pwmlunet.training.run import RESUME, fold_density, open_run
 from pwmlunet.training.trainer import FoldTrainer
@@ -258,3 +259,20 @@ def test_a_held_out_case_on_another_grid_is_told_before_training(home, run_of):
     path.write_text(json.dumps(facts))
     with pytest.raises(PwmlError, match=rf"case {name}: the prior density was made for slices of"):
         fold_density(run, "0")
+
+
+def test_a_training_case_is_seen_without_its_own_lesions(run_of):
+    """Two sessions of a subject share the density of the others; held-out cases see that of all."""
+    run = run_of("gated")
+    split = run.split("0")
+    density = fold_density(run, "0")
+    cases = training_cases(run, split.train, torch.device("cpu"), density)
+    for case in cases:
+        subject = run.store.facts(case.name).subject
+        others = [name for name in split.train if run.store.facts(name).subject != subject]
+        way_back = run.store.facts(case.name).way_back
+        config = replace(run.model.configuration.prior, bandwidth_mm=density.facts.bandwidth_mm)
+        expected = fit_density(map(run.lesions, others), config, enlarged=True).place(way_back)
+        shown = (range(4), (0, 30), (0, 30))
+        assert np.array_equal(case.prior.region(*shown), expected.region(*shown))
+    assert not np.array_equal(cases[0].prior.values, density.values)

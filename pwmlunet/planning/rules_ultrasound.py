@@ -108,9 +108,9 @@ class UltrasoundRules(Rules):
         return _SMALLEST_LESION_MM3
 
     def default(self, *, prior_helps: bool) -> str:
-        """The U-Net, with the prior as log-odds where one is likely to help: gates lost lesions of synthetic volumes."""
+        """The U-Net, with the prior as log-odds where one is likely to help."""
         if not prior_helps:
             self.decide("default", "unet_2d", "a prior is not known to help here")
             return "unet_2d"
-        self.decide("default", "log_odds_2d", "lesions are concentrated enough for a prior; as log-odds it helped on synthetic volumes, and as the paper's gates (priority_2d) it lost lesions (documentation/results.md)")  # fmt: skip
+        self.decide("default", "log_odds_2d", "lesions are concentrated enough for a prior; of the ways it may enter, log-odds found most on synthetic volumes, the paper's gates (priority_2d) no more than no prior (documentation/results.md)")  # fmt: skip
         return "log_odds_2d"

@@ -80,7 +80,8 @@ def test_networks_that_are_narrow_already_stay(workspace, folder) -> None:
 def test_a_plan_without_a_prior_is_refused(workspace, folder) -> None:
     path = folder / "plan.json"
     content = json.loads(path.read_text())
-    content["configurations"].pop("priority_2d", None)
+    for name in ("log_odds_2d", "priority_2d"):  # the first inherits from the second
+        content["configurations"].pop(name, None)
     path.write_text(json.dumps(content))
     before = path.read_bytes()
     with pytest.raises(PwmlError, match=r"plan.json has no configuration priority_2d, .*--replan"):

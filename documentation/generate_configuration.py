@@ -32,6 +32,7 @@ from pwmlunet.inference.postprocessing import Choice, Estimate, Figures, Postpro
 from pwmlunet.inference.selection import Best
 from pwmlunet.inference.selection import Candidate as Contender
 from pwmlunet.networks import NETWORKS
+from pwmlunet.networks.dense_crf import DenseCrfConfig
 from pwmlunet.planning.density import DensityConfig
 from pwmlunet.planning.fingerprint import CaseFingerprint, ChannelFacts, Fingerprint, LesionFacts
 from pwmlunet.planning.plan import Configuration, Decision, ExpectedInput, Plan
@@ -96,6 +97,7 @@ def configuration() -> str:
             ),
             "## postprocessing.json\n",
             *_section(Postprocessing, "The whole file"),
+            *_section(DenseCrfConfig, "`crf`"),
             *_section(Choice, "`chosen`"),
             *_section(Figures, "`figures` of a choice"),
             *_section(Estimate, "Each figure"),
@@ -254,7 +256,14 @@ def _value(value: Any) -> str:
 
 def _kind(hint: Any) -> str:
     """A type in a reader's words."""
-    words = {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "null"}
+    words = {
+        bool: "true or false",
+        Path: "path",
+        int: "whole number",
+        float: "number",
+        str: "text",
+        type(None): "null",
+    }
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return ", ".join(f'`"{choice}"`' for choice in arguments)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import entry_point
 from scipy.spatial.transform import Rotation
 
@@ -17,6 +19,9 @@ from pwmlunet.data.dataset import write_dataset_json
 from pwmlunet.data.image import Geometry, write_image
 from pwmlunet.data.workspace import Workspace
 from pwmlunet.training.config import TrainingConfig
+
+torch.set_num_threads(1)  # tensors this small only wait for a second thread
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor need the commands that tests start one
 
 SHAPE_ZYX = (4, 56, 48)
 SUBJECTS = {

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,58 +22,119 @@ _POSTPROCESSING: dict[str, tuple[str, str]] = {
 _SHOWN = 10
 
 
-def _run_predict(arguments: argparse.Namespace) -> None:
-    from pwmlunet.data.dataset import find_cases, read_dataset_json
-    from pwmlunet.inference.folder import predict_folder
-    from pwmlunet.inference.predictor import Predictor
+_OF_NETWORKS = {
+    "configuration": "-c",
+    "model": "-m",
+    "folds": "-f",
+    "no_flips": "--no-flips",
+    "device": "--device",
+}
 
-    models, postprocessing = _models(arguments)
-    folder = models[0].folder
-    ending = read_dataset_json(folder / "dataset.json")["file_ending"]
-    cases = _part(find_cases(arguments.input, len(models[0].plan.channel_names), ending), arguments.part)
-    predictor = Predictor(
-        *models,
-        folds=arguments.folds,
-        device=arguments.device or "auto",
-        flips=not arguments.no_flips,
-        postprocessing=postprocessing,
-    )
+
+@dataclass(frozen=True)
+class _Finder:
+    """What finds lesions, and what it expects."""
+
+    predictor: Any
+    name: str
+    file_ending: str
+    n_channels: int
+
+
+def _run_predict(arguments: argparse.Namespace) -> None:
+    from pwmlunet.data.dataset import find_cases
+    from pwmlunet.inference.folder import predict_folder
+
+    finder = _classical(arguments) if arguments.classical else _networks(arguments)
+    cases = _part(find_cases(arguments.input, finder.n_channels, finder.file_ending), arguments.part)
     n_predicted = predict_folder(
-        predictor,
+        finder.predictor,
         cases,
         arguments.output,
-        file_ending=ending,
+        file_ending=finder.file_ending,
         save_probabilities=arguments.save_probabilities,
         skip_existing=arguments.skip_existing,
     )
     if arguments.review:
         _review(arguments.output, [case.name for case in cases])
     known = f", {len(cases) - n_predicted} were there already" if n_predicted < len(cases) else ""
+    say(f"{count_cases(n_predicted)} predicted by {finder.name}{known}: {arguments.output}")
+
+
+def _networks(arguments: argparse.Namespace) -> _Finder:
+    """The trained networks that are meant."""
+    from pwmlunet.data.dataset import read_dataset_json
+    from pwmlunet.inference.predictor import Predictor
+
+    models, postprocessing = _models(arguments)
+    predictor = Predictor(
+        *models,
+        folds=arguments.folds,
+        device=arguments.device or "auto",
+        flips=not arguments.no_flips,
+        postprocessing=_by_hand(arguments, postprocessing),
+    )
     networks = f"{predictor.n_networks} network{'s'[: predictor.n_networks != 1]}"
-    names = join(model.folder for model in models)
-    say(f"{count_cases(n_predicted)} predicted by {networks} of {names}{known}: {arguments.output}")
+    ending = read_dataset_json(models[0].folder / "dataset.json")["file_ending"]
+    name = f"{networks} of {join(model.folder for model in models)}"
+    return _Finder(predictor, name, ending, len(models[0].plan.channel_names))
+
+
+def _classical(arguments: argparse.Namespace) -> _Finder:
+    """The classical method, for any images or with what is known of a dataset; it sees the first channel only."""
+    from pwmlunet.data.dataset import read_dataset_json
+    from pwmlunet.data.workspace import Workspace
+    from pwmlunet.inference.classical import ClassicalPredictor
+    from pwmlunet.inference.postprocessing import Postprocessing
+
+    if refused := [option for field, option in _OF_NETWORKS.items() if getattr(arguments, field)]:
+        raise PwmlError(f"--classical asks no network: leave out {join(refused)}")
+    postprocessing = _by_hand(arguments, Postprocessing())
+    name = "the classical method, which learned nothing"
+    if arguments.dataset is None:
+        predictor = ClassicalPredictor(postprocessing=postprocessing)
+        return _Finder(predictor, name, _find_ending(arguments.input), n_channels=1)
+    folder = Workspace.from_environment().find_preprocessed(arguments.dataset)
+    predictor = ClassicalPredictor.of_dataset(folder, postprocessing)
+    ending = read_dataset_json(folder / "dataset.json")["file_ending"]
+    return _Finder(predictor, f"{name} but the sizes of lesions in {folder.name}", ending, n_channels=1)
+
+
+def _find_ending(folder: Path) -> str:
+    """The ending of the images in a folder."""
+    from pwmlunet.data.dataset import list_files
+    from pwmlunet.data.image import FILE_ENDINGS
+
+    endings = [ending for ending in FILE_ENDINGS if list_files(folder, f"_0000{ending}")]
+    if not endings:
+        raise PwmlError(f"{folder} holds no images named CASE_0000 with an ending of {join(FILE_ENDINGS)}: name them so")  # fmt: skip
+    if len(endings) > 1:
+        raise PwmlError(f"{folder} holds images of several kinds ({join(endings)}): put each kind into a folder of its own")  # fmt: skip
+    return endings[0]
 
 
 def _models(arguments: argparse.Namespace) -> Any:
-    """The models that are meant, and their postprocessing with what the command line says laid over it."""
+    """The models that are meant, and their postprocessing."""
     from pwmlunet.data.workspace import Workspace
     from pwmlunet.inference.model import TrainedModel
-    from pwmlunet.inference.postprocessing import Postprocessing
     from pwmlunet.inference.selection import find_models
 
     if arguments.model:
         model = TrainedModel.open(arguments.model)
-        models, postprocessing = [model], model.postprocessing
-    else:
-        workspace = Workspace.from_environment()
-        models, postprocessing = find_models(workspace, arguments.dataset, arguments.configuration)
+        return [model], model.postprocessing
+    return find_models(Workspace.from_environment(), arguments.dataset, arguments.configuration)
+
+
+def _by_hand(arguments: argparse.Namespace, postprocessing: Any) -> Any:
+    """Postprocessing with what the command line says laid over it."""
+    from pwmlunet.inference.postprocessing import Postprocessing
+
     given = {field: getattr(arguments, field) for field, _ in _POSTPROCESSING.values()}
     changed = {field: value for field, value in given.items() if value is not None}
     options = join(option for option, (field, _) in _POSTPROCESSING.items() if field in changed)
     if not changed:
-        return models, postprocessing
-    by_hand = {**postprocessing.to_dict(), **changed, "chosen": None}
-    return models, Postprocessing.from_dict(by_hand, options)
+        return postprocessing
+    return Postprocessing.from_dict({**postprocessing.to_dict(), **changed, "chosen": None}, options)
 
 
 def _review(folder: Path, cases: Sequence[str]) -> None:
@@ -88,8 +150,9 @@ def _review(folder: Path, cases: Sequence[str]) -> None:
         slices = f"slice {row.first_slice}" + (
             f" to {row.last_slice}" if row.last_slice > row.first_slice else ""
         )
+        side = f" on the {row.side}" if row.side else ""
         say(
-            f"  {case}: {row.target} on the {row.side}, {slices}, row {row.centroid_y_voxel:.0f}, column "
+            f"  {case}: {row.target}{side}, {slices}, row {row.centroid_y_voxel:.0f}, column "
             f"{row.centroid_x_voxel:.0f}, {row.volume_mm3:.3g} mm³, probability {row.mean_probability or 0:.2f}"
         )
     say(f"{len(lesions)} lesions, the least sure first, in {path}")
@@ -120,6 +183,11 @@ def predict() -> Parser:
     parser.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d and -c")
     parser.add_argument(
         "-f", "--folds", nargs="+", help="folds to average (default: the finished numbered ones, else all)"
+    )
+    parser.add_argument(
+        "--classical",
+        action="store_true",
+        help="no network and no training: bright spots midway between ventricles and the brain's edge (-d: of the size of its training lesions)",
     )
     for option, (field, text) in _POSTPROCESSING.items():
         parser.add_argument(option, dest=field, type=float, help=f"{text} (default: postprocessing.json)")

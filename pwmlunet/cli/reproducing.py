@@ -9,12 +9,12 @@ from pwmlunet.cli.command import Parser, add_device, command, new_parser, say
 
 def _run_reproduce(arguments: argparse.Namespace) -> None:
     from pwmlunet.data.workspace import Workspace
-    from pwmlunet.reproduction import studies
     from pwmlunet.reproduction.page import check_place, text, write_reproduction
     from pwmlunet.reproduction.reproduce import Wishes, page_of, reproduce
+    from pwmlunet.reproduction.studies import QUICK, get_study
     from pwmlunet.training.interruption import TrainingStoppedError
 
-    study = studies.get_study(arguments.study)
+    study = get_study(arguments.study).only(arguments.rows)
     workspace = Workspace.from_environment()
     path = arguments.output or page_of(workspace, arguments.dataset, study)
     check_place(path)  # before days of training
@@ -22,7 +22,8 @@ def _run_reproduce(arguments: argparse.Namespace) -> None:
         folds=tuple(arguments.folds),
         seeds=tuple(arguments.seeds),
         device=arguments.device,
-        quick=studies.QUICK if arguments.quick else None,
+        pretrained=arguments.pretrained and arguments.pretrained.expanduser().absolute(),
+        quick=QUICK if arguments.quick else None,
     )
     try:
         found = reproduce(workspace, arguments.dataset, study, wishes)
@@ -41,8 +42,9 @@ def reproduce() -> Parser:
         "pwml_reproduce",
         "Train the rows of a paper's table on a dataset, and set their figures beside the printed ones; the same command goes on where it stopped.",
     )
-    parser.add_argument("study", help="priority_unet or trident")
+    parser.add_argument("study", help="priority_unet, rs_rcnn or trident")
     parser.add_argument("-d", "--dataset", required=True, help="number or name of the dataset")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="rows of the study, such as B D k1.5 (default: all)")  # fmt: skip
     parser.add_argument("--folds", nargs="+", default=[], metavar="FOLD", help="folds of splits.json (default: all)")  # fmt: skip
     parser.add_argument(
         "--seeds",
@@ -57,6 +59,7 @@ def reproduce() -> Parser:
         action="store_true",
         help="small networks and short trainings, for a CPU; the page says what was shrunk",
     )
+    parser.add_argument("--pretrained", type=Path, metavar="FILE", help="weights that every training begins from, such as those of a torchvision Mask R-CNN")  # fmt: skip
     add_device(parser)
     parser.add_argument("-o", "--output", type=Path, help="the page (default: reproduction_STUDY.html in the dataset's results)")  # fmt: skip
     return parser

@@ -20,6 +20,7 @@ def _run_find_best(arguments: argparse.Namespace) -> None:
         criterion=arguments.criterion,
         wish=Wish.from_dict(promise, "the wish") if any(v is not None for v in promise.values()) else None,
         runs=arguments.runs,
+        crf=arguments.crf,
     )
     say(found.text)
 
@@ -38,6 +39,11 @@ def find_best() -> Parser:
         choices=("lesion_f1", "lesion_recall", "dice"),
         default="lesion_f1",
         help="what is compared, as a mean over subjects with lesions (default: lesion_f1)",
+    )
+    parser.add_argument(
+        "--crf",
+        action="store_true",
+        help="also try dense CRFs on the best (slower), and keep one that helps for certain",
     )
     wish = parser.add_mutually_exclusive_group()
     wish.add_argument(

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pwmlunet.cli.command import Parser, add_device, command, new_parser, say
@@ -31,12 +32,14 @@ def _run_train(arguments: argparse.Namespace) -> None:
     from pwmlunet.evaluation.summary import summarise
     from pwmlunet.evaluation.tables import table
     from pwmlunet.training.interruption import TrainingStoppedError
+    from pwmlunet.training.pretrained import check_pretrained
     from pwmlunet.training.run import open_run
     from pwmlunet.training.trainer import FoldTrainer
 
     run = open_run(Workspace.from_environment(), arguments.dataset, _recipe(arguments), arguments.run)
     for fold in arguments.fold:
         run.split(fold)  # an unknown fold is told before the first is trained
+    check_pretrained(run, arguments.fold)
     for fold in arguments.fold:
         try:
             scores = FoldTrainer(run, fold).train()
@@ -57,7 +60,7 @@ def _recipe(arguments: argparse.Namespace) -> Any:
         raise PwmlError(f"unknown recipe {arguments.recipe!r}{did_you_mean(arguments.recipe, RECIPES)}")
     values = RECIPES[arguments.recipe].to_dict()
     values["configuration"] = arguments.configuration or ""
-    for field in [*(field for field, _, _ in _TRAINING_OPTIONS.values()), "device"]:
+    for field in [*(field for field, _, _ in _TRAINING_OPTIONS.values()), "pretrained", "device"]:
         if getattr(arguments, field) is not None:
             values[field] = getattr(arguments, field)
     if arguments.compile:
@@ -65,6 +68,11 @@ def _recipe(arguments: argparse.Namespace) -> Any:
     for setting in arguments.set:
         _set(values, setting)
     return TrainingConfig.from_dict(values, "the recipe")
+
+
+def _place(text: str) -> str:
+    """A path that means the same in every folder."""
+    return str(Path(text).expanduser().absolute())
 
 
 def _set(values: dict[str, Any], setting: str) -> None:
@@ -98,6 +106,7 @@ def train() -> Parser:
     parser.add_argument("--recipe", default="default", help="default or trident_paper")
     for option, (field, kind, text) in _TRAINING_OPTIONS.items():
         parser.add_argument(option, dest=field, type=kind, help=text)
+    parser.add_argument("--pretrained", type=_place, metavar="FILE", help="weights to begin from, such as weights.pt of another run or those of a torchvision network")  # fmt: skip
     add_device(parser)
     parser.add_argument("--compile", action="store_true", help="try torch.compile")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of training.json, such as augmentation.noise=0.1")  # fmt: skip

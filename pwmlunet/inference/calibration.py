@@ -43,11 +43,16 @@ class Calibration:
 
 
 def calibrate(
-    tables: Sequence[CaseTable], wish: Wish | None = None, *, smallest_lesion_mm3: float = 0.0
+    tables: Sequence[CaseTable],
+    wish: Wish | None = None,
+    *,
+    smallest_lesion_mm3: float = 0.0,
+    nested: Counts | None = None,
 ) -> Calibration:
     """The settings, by lesion F1 or by a wish, and the counts of each subject at the point that the others choose.
 
-    Smaller components than the plan's smallest lesion are removed at every point.
+    Smaller components than the plan's smallest lesion are removed at every point. Where the others choose
+    more than the point, `nested` is what each subject has by that.
 
     Raises:
         PwmlError: the wish cannot be kept: what can is said.
@@ -58,7 +63,7 @@ def calibrate(
     chosen, by_others = choose(counts, grid, wish)
     if wish:
         check(counts, grid, chosen, wish)
-    nested = counts.at(by_others)
+    nested = nested or counts.at(by_others)
     fixed = {f"fixed {t:g}": _fixed(counts, grid, t) for t in FIXED_THRESHOLDS}
     choice = Choice(
         criterion=str(wish) if wish else "lesion F1",

@@ -59,10 +59,13 @@ def choose(counts: Counts, grid: Grid, wish: Wish | None) -> tuple[int, NDArray[
     n = len(counts.subjects)
     if refusal(counts):
         return grid.default, np.full(n, grid.default)
-    return _choose(counts, grid, wish), leave_out(n, lambda others: _choose(counts.of(others), grid, wish))
+    return choose_point(counts, grid, wish), leave_out(
+        n, lambda others: choose_point(counts.of(others), grid, wish)
+    )
 
 
-def _choose(counts: Counts, grid: Grid, wish: Wish | None) -> int:
+def choose_point(counts: Counts, grid: Grid, wish: Wish | None) -> int:
+    """Number of the point, whether the data can carry a choice or not."""
     return _by_wish(counts, grid, wish) if wish else _by_f1(counts, grid)
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from pwmlunet.data.dataset import CaseFiles
+from pwmlunet.data.dataset import CaseFiles, Labels
 from pwmlunet.data.image import write_image
 from pwmlunet.data.parallel import name_case
 from pwmlunet.errors import PwmlError
@@ -13,12 +14,13 @@ from pwmlunet.evaluation.lesion_table import LesionTable, tabulate, write_lesion
 from pwmlunet.evaluation.masks import DESCRIPTION
 from pwmlunet.evaluation.probabilities import write_probability
 from pwmlunet.files import make_folder, read_json, write_json
+from pwmlunet.inference.classical import ClassicalPredictor
 from pwmlunet.inference.device import enough_memory
 from pwmlunet.inference.predictor import Prediction, Predictor
 
 
 def predict_folder(
-    predictor: Predictor,
+    predictor: Predictor | ClassicalPredictor,
     cases: Sequence[CaseFiles],
     output: Path,
     *,
@@ -31,7 +33,7 @@ def predict_folder(
     A failed case does not stop the others. `prediction.json` says what made the masks.
 
     Args:
-        predictor: The models.
+        predictor: The models, or the classical method.
         cases: Their files.
         output: The folder that is written to.
         file_ending: Of the masks.
@@ -62,32 +64,49 @@ def predict_folder(
     return len(todo)
 
 
-def _table(predictor: Predictor, case: str, prediction: Prediction) -> LesionTable:
+def _table(predictor: Predictor | ClassicalPredictor, case: str, prediction: Prediction) -> LesionTable:
     return tabulate(
         case,
         prediction.mask,
         prediction.geometry,
-        predictor.model.labels,
+        _labels(predictor),
         probability=prediction.probability,
         spread=prediction.spread,
         head_centre_zyx=prediction.head_centre_zyx,
     )
 
 
-def _describe(predictor: Predictor, path: Path, *, is_going_on: bool) -> None:
+def _labels(predictor: Predictor | ClassicalPredictor) -> Labels:
+    return predictor.labels if isinstance(predictor, ClassicalPredictor) else predictor.model.labels
+
+
+def _describe(predictor: Predictor | ClassicalPredictor, path: Path, *, is_going_on: bool) -> None:
     """Writes what made the masks of a folder, and what a score of them wants to know.
 
     Raises:
         PwmlError: other settings made the masks that are there and shall stay.
     """
-    models = [member.model for member in predictor.members]
-    content = {
-        "version": 1,
-        "models": [f"{model.folder.parent.name}/{model.folder.name}" for model in models],
-        "n_networks": predictor.n_networks,
-        "postprocessing": predictor.postprocessing.to_dict(),
-        "lesion_quartiles_mm3": models[0].plan.to_dict()["expected_input"]["lesion_quartiles_mm3"],
-    }
+    made_by = _classical(predictor) if isinstance(predictor, ClassicalPredictor) else _networks(predictor)
+    content = {"version": 1, **made_by, "postprocessing": predictor.postprocessing.to_dict()}
     if is_going_on and path.is_file() and read_json(path) != content:
         raise PwmlError(f"{path.parent} holds masks made with other models or settings ({path.name}): choose another folder, or leave out --continue")  # fmt: skip
     write_json(path, content)
+
+
+def _networks(predictor: Predictor) -> dict[str, Any]:
+    models = [member.model for member in predictor.members]
+    return {
+        "models": [f"{model.folder.parent.name}/{model.folder.name}" for model in models],
+        "n_networks": predictor.n_networks,
+        "lesion_quartiles_mm3": models[0].plan.to_dict()["expected_input"]["lesion_quartiles_mm3"],
+    }
+
+
+def _classical(predictor: ClassicalPredictor) -> dict[str, Any]:
+    quartiles = predictor.lesion_quartiles_mm3
+    return {
+        "models": [],
+        "n_networks": 0,
+        "lesion_quartiles_mm3": quartiles and {name: list(edges) for name, edges in quartiles.items()},
+        "classical": predictor.config.to_dict(),
+    }

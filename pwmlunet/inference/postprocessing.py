@@ -1,7 +1,7 @@
 """From probabilities to a mask, and who chose how."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from pwmlunet.data.dataset import Labels
 from pwmlunet.evaluation.bootstrap import Interval
 from pwmlunet.evaluation.lesions import find_lesions
 from pwmlunet.evaluation.probabilities import logit_of, probability_of
+from pwmlunet.networks.dense_crf import DenseCrfConfig
 
 MOST_CUT = 12.0
 """Up to this logit probabilities in single precision tell logits apart to 1/100."""
@@ -84,7 +85,9 @@ class Postprocessing(Config):
     least_peak_probability: float = 0.0
     """Components whose highest probability is not above it are removed."""
     temperature: float = 1.0
-    """Logits are divided by it before anything else: above 1 the networks are too sure, below 1 not enough."""
+    """Logits are divided by it before they are cut: above 1 the networks are too sure, below 1 not enough."""
+    crf: DenseCrfConfig | None = None
+    """What the networks' probabilities go through before anything else; null leaves them as they are."""
     chosen: Choice | None = None
     """Who chose these settings; null where nobody did, or a person."""
 
@@ -144,12 +147,17 @@ class Postprocessing(Config):
 
         Their cuts must stay where single precision tells probabilities apart: at logits up to `MOST_CUT`.
         """
-        return Postprocessing(
-            _calibrated(self.threshold, temperature),
-            self.smallest_lesion_mm3,
-            _calibrated(self.least_peak_probability, temperature),
-            temperature,
+        return replace(
+            self,
+            threshold=_calibrated(self.threshold, temperature),
+            least_peak_probability=_calibrated(self.least_peak_probability, temperature),
+            temperature=temperature,
         )
+
+    @property
+    def threshold_before_temperature(self) -> float:
+        """The threshold on the probabilities that are not calibrated yet."""
+        return _calibrated(self.threshold, 1 / self.temperature)
 
     def in_words(self) -> str:
         """The settings in words; what does nothing is left out."""
@@ -158,7 +166,9 @@ class Postprocessing(Config):
             words += f", lesions from {self.smallest_lesion_mm3:.3g} mm³"
         if self.least_peak_probability:
             words += f", highest probability above {self.least_peak_probability:.7g}"
-        return words if self.temperature == 1 else f"{words}, temperature {self.temperature:g}"
+        if self.temperature != 1:
+            words += f", temperature {self.temperature:g}"
+        return f"{words}, after a {self.crf.in_words()}" if self.crf else words
 
 
 def _calibrated(probability: float, temperature: float) -> float:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from pwmlunet.config import join
 from pwmlunet.data.dataset import CaseFiles
 from pwmlunet.data.image import Geometry
 from pwmlunet.data.store import WayBack
+from pwmlunet.inference.candidates import THRESHOLDS
 from pwmlunet.inference.device import choose_device, keep_freed_memory, prediction_format
 from pwmlunet.inference.model import FoldNetwork, TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.inference.refining import SeenImage
 from pwmlunet.inference.sliding_window import PlacedNetwork, Window, predict_volume
 from pwmlunet.planning.alignment import CoarseImage
 from pwmlunet.planning.fingerprint import channel_facts
@@ -25,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 _Maps = tuple[NDArray[np.float32], NDArray[np.float32] | None]
+_Prepared = tuple[NDArray[np.floating[Any]], WayBack]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,20 +120,19 @@ class Predictor:
     def _predict(
         self, channels: list[NDArray[Any]], geometry: Geometry, head: NDArray[np.bool_], name: str
     ) -> Prediction:
-        maps = (self._prepare_and_ask(member, channels, geometry, name) for member in self.members)
-        return self._finish(*_together(maps, len(self.members)), geometry, _middle(head))
+        def prepared(member: _Member) -> _Prepared:
+            preparation, reference = member.model.preparation, member.reference
+            image, _, way_back = prepare(channels, geometry, preparation, reference=reference, name=name)
+            return image, way_back
 
-    def _prepare_and_ask(
-        self, member: _Member, channels: list[NDArray[Any]], geometry: Geometry, name: str
-    ) -> _Maps:
-        image, _, way_back = prepare(
-            channels, geometry, member.model.preparation, reference=member.reference, name=name
-        )
-        return self._ask(member, image, way_back)
+        first, *others = self.members
+        case = prepared(first)
+        maps = chain([self._ask(first, *case)], (self._ask(member, *prepared(member)) for member in others))
+        return self._finish(_together(maps, len(self.members)), *case, _middle(head))
 
     def predict_prepared(self, image: NDArray[np.floating[Any]], way_back: WayBack) -> Prediction:
         """The prediction for a case (C, Z, Y, X) that is on the grid of the first model's network already."""
-        return self._finish(*self._ask(self.members[0], image, way_back), way_back.geometry)
+        return self._finish(self._ask(self.members[0], image, way_back), image, way_back)
 
     def predict_files(self, files: CaseFiles) -> Prediction:
         """The prediction for a case's files; what does not look like the training cases is logged."""
@@ -143,7 +146,7 @@ class Predictor:
     def predict_slices(
         self, image: NDArray[np.floating[Any]], way_back: WayBack, slices: tuple[int, int]
     ) -> NDArray[np.float32]:
-        """Probabilities (K, n, Y, X) of the first model for slices [start, stop) of a prepared case, on its grid."""
+        """Probabilities (K, n, Y, X) of the first model for slices [start, stop) of a prepared case, on its grid; no CRF."""
         member = self.members[0]
         networks = _placed(member.networks, way_back)
         mean, _ = predict_volume(networks, image, member.window, self.device, slices)
@@ -159,13 +162,19 @@ class Predictor:
 
     def _finish(
         self,
-        probability: NDArray[np.float32],
-        spread: NDArray[np.float32] | None,
-        geometry: Geometry,
+        maps: _Maps,
+        image: NDArray[np.floating[Any]],
+        way_back: WayBack,
         head_centre_zyx: tuple[float, float, float] | None = None,
     ) -> Prediction:
-        probability = self.postprocessing.calibrate(probability)
-        mask = self.postprocessing.apply(probability, self.model.labels, geometry.spacing_zyx_mm)
+        """What the settings make of all models' maps; the image is the first model's."""
+        probability, spread = maps
+        settings, geometry = self.postprocessing, way_back.geometry
+        if settings.crf:
+            cuts = (*THRESHOLDS, settings.threshold_before_temperature)  # pwml_find_best looks at all of them
+            probability = SeenImage.of_prepared(image, way_back).refine(probability, settings.crf, *cuts)
+        probability = settings.calibrate(probability)
+        mask = settings.apply(probability, self.model.labels, geometry.spacing_zyx_mm)
         return Prediction(probability, mask, geometry, spread, head_centre_zyx)
 
 

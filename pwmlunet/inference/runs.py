@@ -1,7 +1,7 @@
 """The trained runs of a dataset: their out-of-fold cases, alone and together, and what they cost."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -89,23 +89,15 @@ def groups_of(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
     return [*groups, tuple(runs)] if len(runs) > 2 else groups
 
 
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """A case that all runs have predicted."""
-
-    name: str
-    runs: Sequence[Run]
-    groups: Sequence[tuple[Run, ...]]
-
-    def tabulate(self) -> list[CaseTable]:
-        """The table of each group."""
-        first, labels = self.runs[0], self.runs[0].model.labels
-        facts, reference = _facts(first, self.name), first.store.reference(self.name)
-        shape, n_targets = reference.shape, len(labels.targets)
-        read = {r.name: read_probability(r.files[self.name][1], shape, n_targets) for r in self.runs}
-        known = (facts.subject, first.files[self.name][0], facts.way_back.geometry.spacing_zyx_mm, reference)
-        means = (_mean([read[run.name] for run in group]) for group in self.groups)
-        return [tabulate_case(OutOfFold(self.name, *known, mean), labels) for mean in means]
+def out_of_fold(name: str, runs: Sequence[Run], groups: Sequence[tuple[Run, ...]]) -> Iterator[OutOfFold]:
+    """A case with the mean probabilities of each group of the runs; those of all runs are in memory."""
+    first = runs[0]
+    facts, reference = facts_of(first, name), first.store.reference(name)
+    n_targets = len(first.model.labels.targets)
+    read = {run.name: read_probability(run.files[name][1], reference.shape, n_targets) for run in runs}
+    known = (facts.subject, first.files[name][0], facts.way_back.geometry.spacing_zyx_mm, reference)
+    for group in groups:
+        yield OutOfFold(name, *known, _mean([read[run.name] for run in group]))
 
 
 def tabulate_groups(runs: Sequence[Run], groups: Sequence[tuple[Run, ...]]) -> list[list[CaseTable]]:
@@ -114,16 +106,40 @@ def tabulate_groups(runs: Sequence[Run], groups: Sequence[tuple[Run, ...]]) -> l
     Raises:
         PwmlError: a file is damaged; all such files are listed.
     """
-    cases = [_Case(name, runs, groups) for name in sorted(runs[0].files)]
+    labels = runs[0].model.labels
+    return tabulate_cases(
+        runs[0], lambda name: [tabulate_case(case, labels) for case in out_of_fold(name, runs, groups)]
+    )
+
+
+@dataclass(frozen=True)
+class _Case:
+    name: str
+
+
+def tabulate_cases(run: Run, tabulate: Callable[[str], list[CaseTable]]) -> list[list[CaseTable]]:
+    """The tables of all cases of a run, for each of what `tabulate` makes of a case's name.
+
+    Raises:
+        PwmlError: a file is damaged; all such files are listed.
+    """
     tables, problems = map_cases(
-        _Case.tabulate, cases, workers=min(_WORKERS, default_workers()), title="out-of-fold cases"
+        lambda case: tabulate(case.name),
+        [_Case(name) for name in sorted(run.files)],
+        workers=min(_WORKERS, default_workers()),
+        title="out-of-fold cases",
     )
     if problems:
         raise PwmlError.listing("cases cannot be compared", problems)
     return [list(rows) for rows in zip(*tables, strict=True)]
 
 
-def _facts(run: Run, name: str) -> CaseFacts:
+def facts_of(run: Run, name: str) -> CaseFacts:
+    """What is known of a case.
+
+    Raises:
+        PwmlError: it is not preprocessed.
+    """
     facts = run.store.facts(name)
     if facts is None:
         raise PwmlError(f"case {name}, which {run.name} has predicted, is not preprocessed in {run.store.folder}: run pwml_plan_and_preprocess")  # fmt: skip
@@ -136,7 +152,7 @@ def _mean(probabilities: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 def multiply_adds(run: Run) -> float:
     """What one look at the first case costs, for each voxel of the image; counted, not run."""
-    way_back = _facts(run, min(run.files)).way_back
+    way_back = facts_of(run, min(run.files)).way_back
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         run.model.build().eval().segment(torch.empty(_seen_shape(run.model, way_back)))
     return float(counter.get_total_flops()) / 2 / math.prod(way_back.geometry.shape_zyx)

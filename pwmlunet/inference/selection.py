@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from pwmlunet.inference.calibration import Calibration, calibrate, text
 from pwmlunet.inference.candidates import CaseTable
 from pwmlunet.inference.choosing import Wish
 from pwmlunet.inference.counting import Counts
+from pwmlunet.inference.crf_trial import try_crf
 from pwmlunet.inference.model import TrainedModel, find_model
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.runs import (
@@ -102,6 +104,7 @@ def find_best(
     criterion: Criterion = "lesion_f1",
     wish: Wish | None = None,
     runs: Sequence[str] | None = None,
+    crf: bool = False,
 ) -> Found:
     """The best of the trained runs, all pairs of them and all together, calibrated, and written down.
 
@@ -111,6 +114,7 @@ def find_best(
         criterion: What is compared.
         wish: What the point shall promise; lesion F1 chooses it otherwise.
         runs: Names of the runs to compare; all by default.
+        crf: Whether to try dense CRFs on what is best, and keep one that helps for certain.
 
     Raises:
         PwmlError: there is no run to compare, a file of one is damaged, or the wish cannot be kept.
@@ -124,6 +128,15 @@ def find_best(
     chosen, reason = _pick(candidates)
     names = candidates[chosen].runs
     postprocessing = calibrations[chosen].postprocessing
+    if crf:
+        postprocessing = try_crf(
+            kept[chosen],
+            calibrations[chosen],
+            partial(_sums, criterion=criterion),
+            name=criterion,
+            wish=wish,
+            smallest_lesion_mm3=_smallest(kept[chosen]),
+        )
     file = _POSTPROCESSING if len(names) > 1 else f"{names[0]}/{_POSTPROCESSING}"
     ranked = tuple(sorted(candidates, key=_rank))
     best = Best(_VERSION, names, file, criterion, (reason, *unable, *left_out), ranked)

@@ -1,6 +1,6 @@
 """From the facts of a dataset and a memory budget to a plan, with the reasons."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from pwmlunet.evaluation.sizes import quartiles_mm3
 from pwmlunet.networks.base import DenseConfig
 from pwmlunet.networks.priority import PriorityConfig
 from pwmlunet.networks.trident import TridentConfig
+from pwmlunet.networks.two_stage import TwoStageConfig
 from pwmlunet.networks.unet import UNetConfig
 from pwmlunet.planning.budget import BATCH_3D, Budget, Step
 from pwmlunet.planning.density import DensityConfig
@@ -36,7 +37,8 @@ def make_plan(fingerprint: Fingerprint, budget: Budget) -> Plan:
     n_stages = rules.n_stages(preparation)
     patch = rules.patch(preparation, 2 ** (n_stages - 1))
     prior, prior_helps = rules.prior(preparation)
-    configurations = _slice_configurations(rules, budget, neighbours, patch, n_stages, prior)
+    networks = _slice_networks(neighbours[0], rules.two_stage(preparation, patch, n_stages), prior)
+    configurations = _slice_configurations(rules, budget, networks, patch, neighbours[1], prior)
     widest = max(c.network.width for c in configurations.values() if isinstance(c.network, DenseConfig))
     configurations |= _volume_configuration(rules, budget, preparation, n_stages, widest)
     return Plan(
@@ -70,25 +72,33 @@ def _choose_rules(fingerprint: Fingerprint) -> Rules:
     return MrRules(fingerprint, slice_axis, [modality, decision])
 
 
-def _slice_configurations(
-    rules: Rules,
-    budget: Budget,
-    neighbours: tuple[int, int],
-    patch: tuple[int, int],
-    n_stages: int,
-    prior: DensityConfig | None,
-) -> dict[str, Configuration]:
-    """Networks of slices: the leading one decides the width, the others take it with as many patches as fit."""
-    n_slices, slice_step = neighbours
+def _slice_networks(
+    n_slices: int, two_stage: TwoStageConfig, prior: DensityConfig | None
+) -> dict[str, DenseConfig]:
+    """The networks of slices by the name of their configuration, all as deep as the two-stage one."""
+    n_stages = two_stage.n_stages
     trident = TridentConfig(n_slices=max(3, n_slices), n_stages=n_stages)
     networks: dict[str, DenseConfig] = {
         "trident": trident,
         "resunet_2d": replace(trident, n_slices=1),
         "unet_2d": UNetConfig(n_stages=n_stages),
+        "two_stage": two_stage,
     }
     if prior is not None:
         networks["priority_2d"] = PriorityConfig(n_stages=n_stages)
         networks["log_odds_2d"] = PriorityConfig(n_stages=n_stages, enters="log_odds")
+    return networks
+
+
+def _slice_configurations(
+    rules: Rules,
+    budget: Budget,
+    networks: Mapping[str, DenseConfig],
+    patch: tuple[int, int],
+    slice_step: int,
+    prior: DensityConfig | None,
+) -> dict[str, Configuration]:
+    """Networks of slices: the leading one decides the width, the others take it with as many patches as fit."""
     leading = next(name for name in rules.leading if name in networks)
     first = _widest(rules, budget, networks[leading], patch)
     configurations = {}

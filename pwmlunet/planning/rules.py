@@ -9,8 +9,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pwmlunet.config import join
 from pwmlunet.data.store import SliceAxis, orientation_of
 from pwmlunet.networks.resunet_3d import ResUNet3dConfig
+from pwmlunet.networks.two_stage import TwoStageConfig
 from pwmlunet.planning.concentration import FEWEST_SUBJECTS, Concentration, concentration
 from pwmlunet.planning.cropping import Box
 from pwmlunet.planning.density import DensityConfig
@@ -26,6 +28,9 @@ FEWEST_SLICES_3D = 8
 _ALIKE_WITHIN_MM = 0.5  # slices nearer than that differ by noise alone
 _NEIGHBOURS_WITHIN_MM = 4.5  # slices farther apart show other anatomy
 _DEEPEST_SLICES = 4  # slices that the deepest map of a 3-D network keeps at least
+_FINEST_STRIDE = 2  # of the maps that regions are proposed from
+_ANCHORED_LESIONS = (0.1, 0.95)  # quantiles of size: between them anchors are as large as lesions
+_LEAST_ANCHOR_STEP = 1.25  # nearer sizes would propose the same boxes
 _SLAB_MM = 3.0  # 20 slices of 0.15 mm, the Priority U-Net's
 
 
@@ -211,6 +216,16 @@ class Rules(ABC):
         n_kept = n_stages - 1 - int(math.log2(n_slices / _DEEPEST_SLICES))
         return ResUNet3dConfig(n_stages=n_stages, n_flat_stages=max(n_flat, n_kept))
 
+    def two_stage(self, preparation: Preparation, patch: tuple[int, int], n_stages: int) -> TwoStageConfig:
+        """The two-stage network, whose anchors rise with its levels from small lesions to large ones."""
+        n_levels = n_stages - int(math.log2(_FINEST_STRIDE))
+        boxes = [math.sqrt(lesion.extent_zyx[1] * lesion.extent_zyx[2]) for lesion in self.lesions]
+        low, high = (self.scale(preparation) * np.quantile(boxes, _ANCHORED_LESIONS)).tolist()
+        sizes = _anchor_sizes(low, high, n_levels, largest=min(patch))
+        share = " to ".join(f"{100 * quantile:.0f}th" for quantile in _ANCHORED_LESIONS)
+        self.decide("anchors", f"{join(f'{size:g}' for size in sizes)} pixels", f"lesions' boxes are {low:.3g} to {high:.3g} pixels on the grid ({share} percentile of the root of their area); one for each level of features from stride {_FINEST_STRIDE} on, none larger than the patch")  # fmt: skip
+        return TwoStageConfig(n_stages=n_stages, finest_stride=_FINEST_STRIDE, anchor_sizes=sizes)
+
     def prior(self, preparation: Preparation) -> tuple[DensityConfig | None, bool]:
         """How a prior density is made, none where it cannot be, and whether it is likely to help."""
         points = self._points_by_subject(preparation)
@@ -236,6 +251,18 @@ class Rules(ABC):
                 places = case.lesion_points_mm() * (1.0, size, size)
                 points.setdefault(case.subject, []).append(places[:, first_axis:])
         return [np.concatenate(of_cases) for of_cases in points.values()]
+
+
+def _anchor_sizes(low: float, high: float, n_levels: int, *, largest: int) -> tuple[float, ...]:
+    """So many sizes from low to high by equal factors, rounded, no larger than the patch.
+
+    Where lesions are alike the range grows downwards, to the slices at a lesion's ends, but not below a pixel.
+    """
+    spread = _LEAST_ANCHOR_STEP ** (n_levels - 1)
+    high = min(high, largest)
+    low = max(1.0, min(low, high / spread))
+    sizes = np.geomspace(low, max(high, low * spread), n_levels)
+    return tuple(round(size, 1 if size < 10 else 0) for size in sizes.tolist())
 
 
 def _in_words(found: Concentration) -> str:

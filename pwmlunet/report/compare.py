@@ -15,7 +15,7 @@ from pwmlunet.evaluation.comparison import (
     compare,
 )
 from pwmlunet.evaluation.runs import read_runs
-from pwmlunet.report.pages import data_uri, interval, number, render_page, size_range, write_page
+from pwmlunet.report.pages import columns, data_uri, interval, number, render_page, size_range, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +69,7 @@ def _table(blocks: Sequence[tuple[str, Sequence[RunValue]]], runs: Sequence[str]
     rows = [
         [f"  {_clip(run)}", *_cells(v)] for _, values in blocks for run, v in zip(runs, values, strict=True)
     ]
-    lines = _columns([header, *rows])
+    lines = columns([header, *rows])
     yield from lines[:2]
     for index, (title, _) in enumerate(blocks):
         yield title
@@ -106,19 +106,13 @@ def _cases(target: TargetComparison, runs: Sequence[str]) -> Iterator[str]:
         [_clip(case.name), str(case.n_reference), *(number(v) for v in (*case.lesion_f1, *case.dice))]
         for case in target.cases[:_N_CASES]
     ]
-    yield from _columns([["case", "lesions", *header], *rows])
+    yield from columns([["case", "lesions", *header], *rows])
     if (n := len(target.cases) - _N_CASES) > 0:
         yield f"… and {n} more, on which the runs disagree less"
 
 
 def _clip(name: str) -> str:
     return name if len(name) <= _WIDEST else f"…{name[1 - _WIDEST :]}"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:

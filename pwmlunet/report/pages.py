@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,13 @@ def interval(value: Interval | None, digits: int = 2) -> str:
 def count(n: int, noun: str) -> str:
     """How many of something: 1 case, 2 cases."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table for a screen, the first row above a rule."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def size_range(low_mm3: float, high_mm3: float | None) -> str:

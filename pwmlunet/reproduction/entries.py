@@ -1,7 +1,7 @@
 """What a study adds to a dataset's plan, as a person would, and the cases prepared for it."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pwmlunet.files import read_json, write_json
 from pwmlunet.networks.base import DenseConfig
 from pwmlunet.planning.pipeline import plan_and_preprocess
 from pwmlunet.planning.plan import Plan
-from pwmlunet.reproduction.studies import Quick, Study
+from pwmlunet.reproduction.study import Quick, Study
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _QUICK = "_quick"
 
 
 def prepare(workspace: Workspace, folder: Path, study: Study, quick: Quick | None) -> Plan:
-    """The plan of a dataset with all that a study needs; its cases are prepared for it.
+    """The plan of a dataset with all that a study's runs need; its cases are prepared for them.
 
     Entries of the same name that are in the plan already are kept as they are.
 
@@ -35,11 +35,13 @@ def prepare(workspace: Workspace, folder: Path, study: Study, quick: Quick | Non
     """
     path = folder / "plan.json"
     plan = Plan.read(path)
-    _check(plan, study, folder)
-    plan = _add(path, plan, paper_entries(plan, study))
-    if quick is not None:
-        plan = _add(path, plan, _narrow_entries(plan, study, quick))
-    names = [quick_name(name, quick) for name in study.configurations]
+    if study.configurations:
+        _check(plan, study, folder, quick)
+        if _is_papers(study, quick):
+            plan = _add(path, plan, paper_entries(plan, study))
+        if quick is not None:
+            plan = _add(path, plan, _narrow_entries(plan, study, quick))
+    names = configurations_of(plan, study, quick)
     if missing := _unprepared(folder, plan, names):
         logger.info("cases are prepared for %s", join(missing))
         plan = plan_and_preprocess(workspace, folder.name, workers=default_workers()).plan
@@ -53,15 +55,26 @@ def quick_name(configuration: str, quick: Quick | None) -> str:
     return configuration if quick is None else f"{configuration}{_QUICK}"
 
 
-def _check(plan: Plan, study: Study, folder: Path) -> None:
-    if missing := [name for name in study.planned.values() if name not in plan.configurations]:
-        raise PwmlError(f"{folder / 'plan.json'} has no configuration {join(missing)}, which {study.name} compares: add it, or make a new plan with pwml_plan_and_preprocess -d {folder.name} --replan")  # fmt: skip
+def configurations_of(plan: Plan, study: Study, quick: Quick | None) -> list[str]:
+    """The plan's configurations that cases are prepared for: those of the runs, the default one without any."""
+    return [quick_name(name, quick) for name in study.configurations] or [plan.default]
+
+
+def _is_papers(study: Study, quick: Quick | None) -> bool:
+    """Whether networks are made from the paper's entries, which --quick may find too large."""
+    return not (quick and study.quick_parent)
+
+
+def _check(plan: Plan, study: Study, folder: Path, quick: Quick | None) -> None:
+    needed = study.planned.values() if _is_papers(study, quick) else [study.quick_parent]
+    if missing := [name for name in needed if name not in plan.configurations]:
+        raise PwmlError(f"{folder / 'plan.json'} has no configuration {join(missing)}, which {study.name} is made from: add it, or make a new plan with pwml_plan_and_preprocess -d {folder.name} --replan")  # fmt: skip
 
 
 def paper_entries(plan: Plan, study: Study) -> Entries:
     """What a study adds to a plan: networks like planned ones, or all that its paper says."""
     if not study.planned:
-        return _entries_of_trident(plan)
+        return _PAPERS[study.name](plan, study)
     plain = {"prior_probability": 0.5}
     return {
         "configurations": {
@@ -70,16 +83,9 @@ def paper_entries(plan: Plan, study: Study) -> Entries:
     }
 
 
-def _entries_of_trident(plan: Plan) -> Entries:
+def _entries_of_trident(plan: Plan, study: Study) -> Entries:
     """The preparation and the networks of Liu et al. 2019, with the plan's own direction of slices."""
-    planned = plan.preparations[plan.configurations[plan.default].preparation]
-    preparation = {
-        "slice_axis": planned.slice_axis,
-        "crop": "head_square",
-        "normalisation": ["mean_subtracted"] * len(plan.channel_names),
-        "margin": 0.0,
-        "long_side": 256,
-    }
+    preparation = _square(plan, "mean_subtracted", margin=0.0, long_side=256)
     widest = {
         "preparation": "paper",
         "patch_size_yx": [128, 128],
@@ -96,10 +102,64 @@ def _entries_of_trident(plan: Plan) -> Entries:
     return {"preparations": {"paper": preparation}, "configurations": configurations}
 
 
+def _entries_of_rs_rcnn(plan: Plan, study: Study) -> Entries:
+    """The preparation of Liu et al.'s RS-RCNN, its network, and what each row of the study has of its own."""
+    network = {
+        "type": "two_stage",
+        "width": 64,
+        "n_stages": 6,
+        "backbone": "resnet101",
+        "finest_stride": 4,
+        "anchor_sizes": [8, 16, 32, 64, 128],
+        "n_proposals": 50,
+    }
+    whole = {
+        "preparation": "paper_rs_rcnn",
+        "patch_size_yx": [512, 512],
+        "batch_size": 2,
+        "network": network,
+        "tiles": "slice",
+    }
+    return {
+        "preparations": {"paper_rs_rcnn": _square(plan, "zscore_head", margin=0.5, long_side=512)},
+        "configurations": {"paper_rs_rcnn": whole} | _laid_over("paper_rs_rcnn", study),
+    }
+
+
+_PAPERS: dict[str, Callable[[Plan, Study], Entries]] = {
+    "trident": _entries_of_trident,
+    "rs_rcnn": _entries_of_rs_rcnn,
+}
+
+
+def _square(plan: Plan, normalisation: str, *, margin: float, long_side: int) -> dict[str, Any]:
+    """A square around the head, with the plan's own direction of slices."""
+    planned = plan.preparations[plan.configurations[plan.default].preparation]
+    return {
+        "slice_axis": planned.slice_axis,
+        "crop": "head_square",
+        "normalisation": [normalisation] * len(plan.channel_names),
+        "margin": margin,
+        "long_side": long_side,
+    }
+
+
+def _laid_over(parent: str, study: Study, suffix: str = "", **also: Any) -> dict[str, Any]:
+    """By configuration, a parent with what a row's network has of its own."""
+    return {
+        f"{row.recipe.configuration}{suffix}": {"inherits": parent, "network": {**row.network, **also}}
+        for row in study.rows
+        if row.recipe
+    }
+
+
 def _narrow_entries(plan: Plan, study: Study, quick: Quick) -> Entries:
     """The study's configurations with the widest network as wide as `quick` says, the others in proportion."""
+    if parent := study.quick_parent:
+        width = min(quick.width, width_of(plan, parent))
+        return {"configurations": _laid_over(parent, study, _QUICK, width=width)}
     widths = {name: width_of(plan, name) for name in study.configurations}
-    factor = min(1.0, quick.width / max(widths.values()))
+    factor = quick.width / max([quick.width, *widths.values()])
     narrow = {
         quick_name(name, quick): {"inherits": name, "network": {"width": max(1, round(width * factor))}}
         for name, width in widths.items()
@@ -139,12 +199,22 @@ def _unprepared(folder: Path, plan: Plan, names: Sequence[str]) -> list[str]:
     return [name for name in used if not cases <= set(CaseStore(folder / name).names())]
 
 
-def remarks_on_plan(plan: Plan, study: Study) -> Iterator[str]:
+def remarks_on_plan(plan: Plan, study: Study, quick: Quick | None = None) -> Iterator[str]:
     """What a reader must know of the plan that the rows are trained with, a sentence each."""
     if study.planned:
         yield from _as_planned(plan, study)
-    else:
+    elif study.configurations and _is_papers(study, quick):
         yield from _unlike_the_paper(plan, study)
+
+
+def planned_network(plan: Plan, study: Study, quick: Quick) -> str:
+    """What the networks of a study are made from with --quick, in words."""
+    first = _flat(plan.to_dict()["configurations"][quick_name(study.configurations[0], quick)])
+    sizes = {
+        key: first[key]
+        for key in ("network.backbone", "network.width", "network.anchor_sizes", "patch_size_yx")
+    }
+    return f"Networks are those of the planned {study.quick_parent} with what a row has of its own, instead of the paper's: {_in_words(sizes)}."
 
 
 def _unlike_the_paper(plan: Plan, study: Study) -> Iterator[str]:

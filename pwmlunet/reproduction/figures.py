@@ -11,14 +11,16 @@ from pwmlunet.evaluation.comparison import Difference
 class PaperFigure(Config):
     """A figure as the paper prints it, and the same counted here."""
 
-    printed: float
-    """In the paper, on its own data."""
+    printed: float | None
+    """In the paper, on its own data; None where it has none."""
     value: float | None
     """Here, the mean over seeds; None where it is undefined."""
     lowest: float | None
     """Of the seeds."""
     highest: float | None
     """Of the seeds."""
+    n: int
+    """How many cases, slices or lesions it is of, in one seed."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class HonestScore(Config):
 class RowFigures(Config):
     """One row of the paper's table."""
 
-    run: str
-    """The model folder of the first seed."""
+    name: str
+    """Its short name."""
+    run: str | None
+    """The model folder of the first seed; None where nothing is trained."""
     words: str
     """The line as the paper has it."""
     figures: dict[str, PaperFigure]
-    """The paper's columns."""
+    """The columns of the tables that it stands in."""
     honest: dict[str, HonestScore]
     """lesion_f1, lesion_recall, lesion_precision and dice."""
 

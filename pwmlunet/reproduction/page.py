@@ -1,17 +1,18 @@
 """A reproduction to look at: as text for a screen, as a page, and its figures as JSON."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from pwmlunet.config import join
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.profiles.folders import get_profile
 from pwmlunet.files import make_folder
-from pwmlunet.report.pages import UNDEFINED, count, interval, number, render_page, write_page
-from pwmlunet.reproduction.figures import HonestScore, PaperFigure, Reproduction, TargetFigures
+from pwmlunet.report.pages import columns, count, interval, number, render_page, write_page
+from pwmlunet.reproduction.figures import HonestScore, PaperFigure, Reproduction, RowFigures, TargetFigures
 from pwmlunet.reproduction.scoring import ASKED
-from pwmlunet.reproduction.studies import Study, Table, get_study
+from pwmlunet.reproduction.studies import get_study
+from pwmlunet.reproduction.study import Study, Table
 
 HONEST = {**ASKED, "lesion_precision": "lesion precision", "dice": "Dice"}
 """The honest scores with their headings."""
@@ -62,11 +63,14 @@ def figure(value: float | None) -> str:
     return number(value, 4 if value is None or abs(value) < 10 else 2)
 
 
-def ours(value: PaperFigure) -> str:
-    """Our figure; with several seeds their mean, and from where to where they reach."""
-    if value.lowest == value.highest:
-        return figure(value.value)
-    return f"{figure(value.value)} ({figure(value.lowest)} to {figure(value.highest)})"
+def ours(value: PaperFigure, *, counts: bool = False) -> str:
+    """Our figure; with several seeds their mean, and from where to where they reach. A count has of how many it is."""
+
+    def shown(x: float | None) -> str:
+        return f"{x:.3g}" if counts and x is not None else figure(x)
+
+    spread = "" if value.lowest == value.highest else f" ({shown(value.lowest)} to {shown(value.highest)})"
+    return f"{shown(value.value)}{f' of {value.n}' if counts else ''}{spread}"
 
 
 def honest(score: HonestScore) -> str:
@@ -74,20 +78,34 @@ def honest(score: HonestScore) -> str:
     return f"{number(score.value)} ({interval(score.interval)})" if score.interval else number(score.value)
 
 
+def rows_of(table: Table, target: TargetFigures) -> list[RowFigures]:
+    """The rows of a table that were asked for, in the paper's order."""
+    found = {row.name: row for row in target.rows if table.has(row.name)}
+    return [found[name] for name in table.rows or found if name in found]
+
+
+def is_count(study: Study, name: str) -> bool:
+    """Whether a figure is a count of what its n is of: slices of slices."""
+    line = get_profile(study.profile).lines.get(name)
+    return line is not None and line.unit == line.over
+
+
 def _papers_tables(study: Study, target: TargetFigures) -> Iterator[str]:
     for table in study.tables:
-        yield from _columns([_heading(table), *_table_rows(table, target)])
-        yield ""
+        if rows := rows_of(table, target):
+            yield from columns([_heading(table), *(_cells(study, table, row) for row in rows)])
+            yield ""
 
 
 def _heading(table: Table) -> list[str]:
-    return [table.title, *(cell for words in table.columns.values() for cell in (f"{words}: paper", "here"))]
+    pairs = (cell for words in table.columns.values() for cell in (f"{words}: paper", "here"))
+    return [table.title, *pairs, *table.beside.values()]
 
 
-def _table_rows(table: Table, target: TargetFigures) -> Iterator[list[str]]:
-    for row in target.rows:
-        figures = [row.figures[name] for name in table.columns]
-        yield [row.words, *(cell for f in figures for cell in (figure(f.printed), ours(f)))]
+def _cells(study: Study, table: Table, row: RowFigures) -> list[str]:
+    pairs = (row.figures[name] for name in table.columns)
+    beside = (ours(row.figures[name], counts=is_count(study, name)) for name in table.beside)
+    return [row.words, *(cell for f in pairs for cell in (figure(f.printed), ours(f))), *beside]
 
 
 def _honest_table(target: TargetFigures) -> Iterator[str]:
@@ -99,14 +117,8 @@ def _honest_table(target: TargetFigures) -> Iterator[str]:
         ]
         for row in target.rows
     ]
-    yield from _columns([header, *rows])
+    yield from columns([header, *rows])
     yield ""
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def write_reproduction(path: Path, found: Reproduction) -> None:
@@ -127,7 +139,8 @@ def write_reproduction(path: Path, found: Reproduction) -> None:
         honest_columns=HONEST,
         figure=figure,
         ours=ours,
-        undefined=UNDEFINED,
+        rows_of=rows_of,
+        is_count=is_count,
     )
     write_page(path, page)
     found.write(path.with_suffix(".json"))

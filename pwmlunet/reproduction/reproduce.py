@@ -12,11 +12,20 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.files import read_json
 from pwmlunet.planning.plan import Plan
 from pwmlunet.report.pages import count
-from pwmlunet.reproduction.entries import prepare, quick_name, remarks_on_plan, width_of
+from pwmlunet.reproduction.entries import (
+    configurations_of,
+    planned_network,
+    prepare,
+    quick_name,
+    remarks_on_plan,
+    width_of,
+)
 from pwmlunet.reproduction.figures import Reproduction
-from pwmlunet.reproduction.scoring import ScoredRow, remarks_of, score_seed, tabulate
-from pwmlunet.reproduction.studies import Quick, Study, StudyRow
+from pwmlunet.reproduction.scoring import ScoredRow, Scorer, remarks_of, tabulate
+from pwmlunet.reproduction.sources import HeldOut, classical, refined, trained
+from pwmlunet.reproduction.study import Quick, Study, StudyRow
 from pwmlunet.training.config import TrainingConfig
+from pwmlunet.training.pretrained import check_pretrained
 from pwmlunet.training.run import Run, open_run
 from pwmlunet.training.trainer import FoldTrainer
 
@@ -33,6 +42,8 @@ class Wishes:
     """Each trains every row anew."""
     device: str | None = None
     """As for training; None takes what there is."""
+    pretrained: Path | None = None
+    """Weights that every training begins from, as far as they fit."""
     quick: Quick | None = None
     """What networks and trainings are shrunk to; None leaves the paper's."""
 
@@ -50,17 +61,21 @@ def reproduce(workspace: Workspace, dataset: str, study: Study, wishes: Wishes) 
     if min(wishes.seeds) < 0:
         raise PwmlError(f"a seed cannot be negative: give other ones than {join(wishes.seeds)} to --seeds")
     plan = prepare(workspace, folder, study, wishes.quick)
-    runs = {row.run: _open(workspace, folder.name, row, wishes) for row in study.rows}
-    for fold, run in ((fold, run) for row in runs.values() for run in row for fold in folds):
-        logger.info("%s, fold %s", run.model.folder.name, fold)
-        FoldTrainer(run, fold).train()
-    smallest = plan.smallest_lesion_mm3
+    runs = {
+        name: _open(workspace, folder.name, name, recipe, wishes) for name, recipe in study.recipes.items()
+    }
+    first = plan.configurations[configurations_of(plan, study, wishes.quick)[0]]
+    scorer = Scorer(study, HeldOut.find(folder, first.preparation, folds), plan.smallest_lesion_mm3)
+    untrained = {  # before days of training: it needs the raw files
+        row.name: scorer.score(classical(workspace, folder, scorer.cases))
+        for row in study.rows
+        if not row.run
+    }
+    _train([run for seeds in runs.values() for run in seeds], folds)
     rows = [
-        ScoredRow(
-            row,
-            runs[row.run][0].model.folder.name,
-            tuple(score_seed(run, study, folds, smallest) for run in runs[row.run]),
-        )
+        _score(row, runs[row.run], scorer)
+        if row.run
+        else ScoredRow(row, None, (untrained[row.name],) * len(wishes.seeds))
         for row in study.rows
     ]
     cases = [case for case in rows[0].seeds[0].cases if case.n_labelled_slices]
@@ -72,9 +87,9 @@ def reproduce(workspace: Workspace, dataset: str, study: Study, wishes: Wishes) 
         folds=folds,
         n_folds=n_folds,
         seeds=wishes.seeds,
-        smallest_lesion_mm3=smallest,
+        smallest_lesion_mm3=plan.smallest_lesion_mm3,
         shrunk=tuple(_shrunk(plan, study, wishes.quick)) if wishes.quick else (),
-        different=(*study.different, *remarks_on_plan(plan, study)),
+        different=(*study.different, *_beginning(wishes), *remarks_on_plan(plan, study, wishes.quick)),
         remarks=remarks_of(study, rows),
         targets=tabulate(study, rows),
     )
@@ -97,17 +112,41 @@ def _folds(folder: Path, wished: Sequence[str]) -> tuple[int, tuple[str, ...]]:
     return len(known), tuple(dict.fromkeys(wished or known))
 
 
-def _open(workspace: Workspace, dataset: str, row: StudyRow, wishes: Wishes) -> list[Run]:
-    """The row's run for each seed."""
-    recipe = wishes.quick.shorten(row.recipe) if wishes.quick else row.recipe
+def _open(workspace: Workspace, dataset: str, name: str, recipe: TrainingConfig, wishes: Wishes) -> list[Run]:
+    """A run for each seed."""
+    recipe = wishes.quick.shorten(recipe) if wishes.quick else recipe
     recipe = replace(recipe, configuration=quick_name(recipe.configuration, wishes.quick))
-    if wishes.device:
-        recipe = replace(recipe, device=wishes.device)
-    name = quick_name(row.run, wishes.quick)
+    recipe = replace(recipe, device=wishes.device or recipe.device, pretrained=wishes.pretrained)
+    name = quick_name(name, wishes.quick)
     return [
         open_run(workspace, dataset, replace(recipe, seed=seed), f"{name}_seed{seed}" if seed else name)
         for seed in wishes.seeds
     ]
+
+
+def _train(runs: Sequence[Run], folds: Sequence[str]) -> None:
+    """Trains what is not trained yet; whether the weights to begin from fit is told before the first."""
+    for run in runs:
+        check_pretrained(run, folds)
+    for run in runs:
+        for fold in folds:
+            logger.info("%s, fold %s", run.model.folder.name, fold)
+            FoldTrainer(run, fold).train()
+
+
+def _beginning(wishes: Wishes) -> Iterator[str]:
+    if wishes.pretrained:
+        yield f"Networks begin from {wishes.pretrained}, as far as its weights fit (training.log says how far)."
+
+
+def _score(row: StudyRow, seeds: Sequence[Run], scorer: Scorer) -> ScoredRow:
+    """The row with the scores of its run for each seed."""
+    threshold = scorer.study.threshold
+    sources = [
+        refined(run, threshold, may_delete=row.may_delete) if row.crf else trained(run, threshold)
+        for run in seeds
+    ]
+    return ScoredRow(row, seeds[0].model.folder.name, tuple(map(scorer.score, sources)))
 
 
 _RATES = {
@@ -117,18 +156,28 @@ _RATES = {
 }
 
 
+_OPTIMISERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+
+
 def _shrunk(plan: Plan, study: Study, quick: Quick) -> Iterator[str]:
     """What --quick made smaller."""
-    widths = {
-        name: (width_of(plan, name), width_of(plan, quick_name(name, quick))) for name in study.configurations
-    }
-    for name, (before, now) in widths.items():
+    if study.quick_parent and study.configurations:
+        yield planned_network(plan, study, quick)
+    else:
+        yield from _widths(plan, study, quick)
+    schedules = {_schedule(recipe): _schedule(quick.shorten(recipe)) for recipe in study.recipes.values()}
+    for before, now in schedules.items():
+        yield f"Training has {now}, instead of {before}: so few steps at the paper's rate would leave a network where it began."
+
+
+def _widths(plan: Plan, study: Study, quick: Quick) -> Iterator[str]:
+    for name in study.configurations:
+        before, now = width_of(plan, name), width_of(plan, quick_name(name, quick))
         yield f"{name} has {count(now, 'channel')} at full resolution" + (f" instead of {before}." if now != before else ", as without --quick.")  # fmt: skip
-    for recipe in dict.fromkeys(_schedule(row.recipe) for row in study.rows):
-        yield f"Training has {_schedule(quick.shorten(study.rows[0].recipe))}, instead of {recipe}: so few steps at the paper's rate would leave a network where it began."
 
 
 def _schedule(recipe: TrainingConfig) -> str:
     epochs, steps = count(recipe.epochs, "epoch"), count(recipe.steps_per_epoch, "step")
-    batch = f", batch {recipe.batch_size}," if recipe.batch_size else ""
-    return f"{epochs} of {steps}{batch} at {_RATES[recipe.schedule].format(recipe.learning_rate)}"
+    batch = f", batch {recipe.batch_size}" if recipe.batch_size else ""
+    rate = _RATES[recipe.schedule].format(recipe.learning_rate)
+    return f"{epochs} of {steps}{batch}, {_OPTIMISERS[recipe.optimiser]} at {rate}"

@@ -1,4 +1,4 @@
-"""Out-of-fold cases of trained rows, scored twice: as the paper counts, and honestly."""
+"""The held-out cases of the rows, scored twice: as the paper counts, and honestly."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,6 @@ from pwmlunet.data.parallel import map_cases
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.comparison import Comparison, Difference, compare
 from pwmlunet.evaluation.lesions import MAIN_RULE
-from pwmlunet.evaluation.probabilities import read_probability
 from pwmlunet.evaluation.profiles.counting import Row, Values, profile_case
 from pwmlunet.evaluation.profiles.folders import get_profile, score_profile
 from pwmlunet.evaluation.runs import ScoredRun
@@ -18,8 +17,8 @@ from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.report.compare import signed
 from pwmlunet.report.pages import interval
 from pwmlunet.reproduction.figures import Answer, HonestScore, PaperFigure, RowFigures, TargetFigures
-from pwmlunet.reproduction.studies import Question, Study, StudyRow
-from pwmlunet.training.run import Run
+from pwmlunet.reproduction.sources import HeldOut, Source, facts_of
+from pwmlunet.reproduction.study import Question, Study, StudyRow
 
 _WORKERS = 2  # each holds a whole volume
 
@@ -42,7 +41,8 @@ class ScoredRow:
     """A row with its scores by seed."""
 
     row: StudyRow
-    run: str
+    run: str | None
+    """The model folder of the first seed."""
     seeds: tuple[SeedScores, ...]
 
     @property
@@ -55,26 +55,31 @@ class ScoredRow:
         )
 
 
-def score_seed(run: Run, study: Study, folds: Sequence[str], smallest_lesion_mm3: float) -> SeedScores:
-    """The held-out cases of some folds of a trained run, each in the first fold that holds it out.
+@dataclass(frozen=True)
+class Scorer:
+    """What the held-out cases of any source are scored by."""
 
-    Raises:
-        PwmlError: their probabilities are missing or damaged; all findings at once.
-    """
-    fold_of: dict[str, str] = {}
-    for fold in folds:
-        for name in run.split(fold).val:
-            fold_of.setdefault(name, fold)
-    tasks = [_Task(name, fold, run, study, smallest_lesion_mm3) for name, fold in fold_of.items()]
-    done, problems = map_cases(_Task.score, tasks, workers=_WORKERS, title=f"score {run.model.folder.name}")
-    if problems:
-        raise PwmlError.listing(f"{run.model.folder} cannot be scored", problems)
-    summarise_rows = get_profile(study.profile).summarise
-    values = {
-        target.name: summarise_rows([row for _, rows in done for row in rows[index]])
-        for index, target in enumerate(run.model.labels.targets)
-    }
-    return SeedScores(tuple(case for case, _ in done), values)
+    study: Study
+    cases: HeldOut
+    smallest_lesion_mm3: float
+    """Smaller predicted components are left out of the honest scores."""
+
+    def score(self, source: Source) -> SeedScores:
+        """One seed of a row.
+
+        Raises:
+            PwmlError: probabilities are missing or damaged, or cases cannot be read; all findings at once.
+        """
+        tasks = [_Task(name, fold, self, source) for name, fold in self.cases.fold_of.items()]
+        done, problems = map_cases(_Task.score, tasks, workers=_WORKERS, title=f"score {source.name}")
+        if problems:
+            raise PwmlError.listing(f"{source.name} cannot be scored", problems)
+        summarise_rows = get_profile(self.study.profile).summarise
+        values = {
+            target.name: summarise_rows([row for _, rows in done for row in rows[index]])
+            for index, target in enumerate(self.cases.labels.targets)
+        }
+        return SeedScores(tuple(case for case, _ in done), values)
 
 
 @dataclass(frozen=True)
@@ -83,21 +88,18 @@ class _Task:
 
     name: str
     fold: str
-    run: Run
-    study: Study
-    smallest_lesion_mm3: float
+    scorer: Scorer
+    source: Source
 
     def score(self) -> tuple[CaseScores, list[list[Row]]]:
         """Its honest scores, and the rows of the profile by target."""
-        labels, facts = self.run.model.labels, self.run.store.facts(self.name)
-        assert facts is not None  # splits are checked against the store
+        cases = self.scorer.cases
+        labels, facts = cases.labels, facts_of(cases.store, self.name)
         spacing = facts.way_back.geometry.spacing_zyx_mm
-        reference = self.run.store.reference(self.name)
-        path = self.run.model.fold_folder(self.fold) / "validation" / f"{self.name}.npz"
-        probability = read_probability(path, reference.shape, len(labels.targets))
-        cut = Postprocessing(self.study.threshold)
-        mask = cut.apply(probability, labels, spacing)
-        cleaned = replace(cut, smallest_lesion_mm3=self.smallest_lesion_mm3)
+        reference = cases.store.reference(self.name)
+        probability = self.source.find(self.name, self.fold)
+        cut = Postprocessing(self.source.threshold)
+        cleaned = replace(cut, smallest_lesion_mm3=self.scorer.smallest_lesion_mm3)
         honest = score_case(
             reference,
             cleaned.apply(probability, labels, spacing),
@@ -106,8 +108,9 @@ class _Task:
             name=self.name,
             subject=facts.subject,
         )
+        mask = cut.apply(probability, labels, spacing)
         case = profile_case(reference, mask, labels, spacing, facts.subject, self.fold)
-        return honest, score_profile(get_profile(self.study.profile), case)
+        return honest, score_profile(get_profile(self.scorer.study.profile), case)
 
 
 def tabulate(study: Study, rows: Sequence[ScoredRow]) -> dict[str, TargetFigures]:
@@ -117,7 +120,7 @@ def tabulate(study: Study, rows: Sequence[ScoredRow]) -> dict[str, TargetFigures
     return {
         target: TargetFigures(
             _n_lesions(summaries[0], target) // len(rows[0].seeds),
-            tuple(_row(row, summary, target) for row, summary in zip(rows, summaries, strict=True)),
+            tuple(_row(study, row, summary, target) for row, summary in zip(rows, summaries, strict=True)),
             tuple(_answer(question, comparison, target) for question, comparison in comparisons.items()),
         )
         for target in summaries[0].targets
@@ -126,35 +129,46 @@ def tabulate(study: Study, rows: Sequence[ScoredRow]) -> dict[str, TargetFigures
 
 def remarks_of(study: Study, rows: Sequence[ScoredRow]) -> tuple[str, ...]:
     """What a reader must know to judge the differences."""
-    return tuple(f"{remark[0].upper()}{remark[1:]}." for remark in _compare(study.questions[0], rows).remarks)
+    remarks = [_compare(question, rows).remarks for question in study.questions[:1]]
+    return tuple(f"{remark[0].upper()}{remark[1:]}." for found in remarks for remark in found)
 
 
 def _compare(question: Question, rows: Sequence[ScoredRow]) -> Comparison:
-    runs = {row.row.run: ScoredRun(row.run, row.cases) for row in rows}
-    return compare([runs[question.against], runs[question.run]])
+    cases = {row.row.name: row.cases for row in rows}
+    return compare([ScoredRun(name, cases[name]) for name in (question.against, question.row)])
 
 
 def _n_lesions(summary: Summary, target: str) -> int:
     return summary.targets[target].pooled[MAIN_RULE].n_reference
 
 
-def _row(row: ScoredRow, summary: Summary, target: str) -> RowFigures:
+def _row(study: Study, row: ScoredRow, summary: Summary, target: str) -> RowFigures:
+    tables = [table for table in study.tables if table.has(row.row.name)]
+    names = dict.fromkeys(name for table in tables for name in (*table.columns, *table.beside))
     figures = {
-        name: _figure(printed, [_value(seed, name, target) for seed in row.seeds])
-        for name, printed in row.row.printed.items()
+        name: _figure(row.row.printed.get(name), [_value(seed, name, target) for seed in row.seeds])
+        for name in names
     }
-    return RowFigures(row.run, row.row.words, figures, dict(_honest(summary, target, len(row.seeds))))
+    return RowFigures(
+        row.row.name, row.run, row.row.words, figures, dict(_honest(summary, target, len(row.seeds)))
+    )
 
 
-def _value(seed: SeedScores, name: str, target: str) -> float | None:
+def _value(seed: SeedScores, name: str, target: str) -> tuple[float | None, int]:
     """A figure as the profile counts it; a mean over cases where the profile has none of that name."""
     values = seed.values[target]
-    return values[name][0] if name in values else summarise(seed.cases).targets[target].means[name].value
+    if name in values:
+        return values[name]
+    mean = summarise(seed.cases).targets[target].means[name]
+    return mean.value, mean.n
 
 
-def _figure(printed: float, values: Sequence[float | None]) -> PaperFigure:
-    known = [value for value in values if value is not None]
-    return PaperFigure(printed, *((fmean(known), min(known), max(known)) if known else (None, None, None)))
+def _figure(printed: float | None, values: Sequence[tuple[float | None, int]]) -> PaperFigure:
+    n = round(fmean(n for _, n in values))
+    known = [value for value, _ in values if value is not None]
+    if not known:
+        return PaperFigure(printed, None, None, None, n)
+    return PaperFigure(printed, fmean(known), min(known), max(known), n)
 
 
 def _honest(summary: Summary, target: str, n_seeds: int) -> Iterator[tuple[str, HonestScore]]:

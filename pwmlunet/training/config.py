@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Literal
 
 from pwmlunet.config import Config
@@ -86,7 +87,9 @@ class TrainingConfig(Config):
     weight_decay: float = 1e-2
     """Weight decay."""
     schedule: Literal["cosine", "constant", "plateau"] = "cosine"
-    """Falling to 0 along a cosine; constant; or halved when the loss has not fallen for five epochs."""
+    """Falling to 0 along a cosine; constant; or halved when the loss has not fallen for `plateau_epochs`."""
+    plateau_epochs: int = 5
+    """Epochs without a lower loss after which the schedule "plateau" halves the rate."""
     warmup_steps: int = 25
     """Steps over which the learning rate rises from 0."""
     gradient_norm: float = 1.0
@@ -103,6 +106,8 @@ class TrainingConfig(Config):
     """Seconds between two saves of everything that is needed to go on."""
     seed: int = 0
     """Of the weights, the patches and their augmentation; the same seed gives the same run on a CPU."""
+    pretrained: Path | None = None
+    """A file of weights that the first step starts from, as far as they fit; read when a training begins, and never again."""
     workers: int = 0
     """Processes that draw patches; 0 draws them in the training process."""
     device: str = "auto"
@@ -119,7 +124,7 @@ class TrainingConfig(Config):
         from pwmlunet.training.losses import parse_loss
 
         parse_loss(self.loss)
-        for name in ("epochs", "steps_per_epoch", "validate_every"):
+        for name in ("epochs", "steps_per_epoch", "plateau_epochs", "validate_every"):
             if getattr(self, name) < 1:
                 yield f"{name} must be at least 1, not {getattr(self, name)}"
         if self.batch_size is not None and self.batch_size < 1:

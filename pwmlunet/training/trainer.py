@@ -30,6 +30,7 @@ from pwmlunet.training.batches import draw_batches, to_batch, training_cases
 from pwmlunet.training.config import TrainingConfig
 from pwmlunet.training.interruption import Stop, TrainingStoppedError, stopping_on_signals
 from pwmlunet.training.losses import parse_loss
+from pwmlunet.training.pretrained import is_begun, load_pretrained
 from pwmlunet.training.progress import append_metrics, draw_progress, keep_metrics, logging_to
 from pwmlunet.training.run import RESUME, Run, fold_density
 from pwmlunet.training.sampling import PatchShape
@@ -37,7 +38,6 @@ from pwmlunet.training.validation import look, validate
 
 logger = logging.getLogger(__name__)
 
-_PLATEAU_EPOCHS = 5
 _FOLD_ALL_SEED = 1_000_003
 
 
@@ -55,6 +55,8 @@ class FoldTrainer:
         self.seed = run.config.seed * 1009 + (_FOLD_ALL_SEED if fold == ALL else int(fold))
         torch.manual_seed(self.seed)
         self.network = run.model.build().to(self.device)
+        starts_from = None if is_begun(self.folder) else run.config.pretrained
+        self.pretrained = load_pretrained(self.network, starts_from) if starts_from else None
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimiser = make_optimiser(self.network, run.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -206,7 +208,7 @@ class FoldTrainer:
             self.plateau |= {"lowest": loss, "since": 0}
             return
         self.plateau["since"] += 1
-        if self.config.schedule == "plateau" and self.plateau["since"] >= _PLATEAU_EPOCHS:
+        if self.config.schedule == "plateau" and self.plateau["since"] >= self.config.plateau_epochs:
             self.plateau |= {"since": 0, "factor": self.plateau["factor"] / 2}
 
     def _look(self) -> dict[str, float]:
@@ -238,6 +240,8 @@ class FoldTrainer:
         path = self.folder / RESUME
         if not path.is_file():
             keep_metrics(self.folder / "metrics.jsonl", 0)
+            if self.pretrained:
+                self.pretrained.log()
             return
         state = load_tensors(path)
         try:

@@ -98,9 +98,11 @@ def test_rs_rcnn_leaves_out_slices_without_a_prediction() -> None:
     assert found["dice"] == approx(1 / 2, 1)
     assert found["specificity"] == approx(2 / 3, 1)
     assert found["hd_pixels"] == approx(3, 1)
+    assert found["dice_all_slices"] == approx((1 / 2 + 0) / 2, 2)
     assert found["slices_left_out"] == (1, 2)
     missed = figures("rs_rcnn", ("a", ["11"], [".."]))
     assert missed["dice"] == (None, 0)
+    assert missed["dice_all_slices"] == (0, 1)
     assert missed["slices_left_out"] == (1, 1)
 
 
@@ -283,7 +285,7 @@ def test_each_profile_stands_beside_the_honest_figures(folders: Folders, name: s
 def test_a_profile_is_printed_with_value_unit_and_n(folders: Folders) -> None:
     summary = summarise(evaluate_folders(folders.reference, folders.prediction))
     lines = folders.profile("rs_rcnn").text(summary).splitlines()
-    (dice,) = (line.split() for line in lines if line.startswith("dice"))
+    (dice,) = (line.split() for line in lines if line.startswith("dice "))
     assert dice == ["dice", "1.0000", "3", "slices", "dice", "0.8333", "2", "cases"]
     (pixels,) = (line for line in lines if line.startswith("hd_pixels"))
     assert "0.0000 pixels" in pixels

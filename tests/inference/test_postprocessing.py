@@ -7,6 +7,7 @@ from pwmlunet.evaluation.probabilities import logit_of, probability_of
 from pwmlunet.inference.candidates import THRESHOLDS
 from pwmlunet.inference.counting import LEAST_PEAKS, make_grid
 from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.networks.dense_crf import DenseCrfConfig
 
 LESION = Labels((Target("lesion", (1,), 3),), None)
 TWO = Labels((Target("a", (1,), 1), Target("b", (2,), 2)), None)
@@ -93,6 +94,7 @@ def test_a_point_finds_the_same_at_every_temperature(temperature):
     assert np.array_equal(at.apply(at.calibrate(probability), LESION, (3.0, 0.7, 0.5)), expected)
     assert expected.any() and (at.threshold == 0.7) == (temperature == 1)
     assert Postprocessing().at_temperature(temperature).threshold == 0.5
+    assert at.threshold_before_temperature == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 0.85, 1.0, 1.7, 4.9])
@@ -115,6 +117,21 @@ def test_a_file_from_before_there_was_a_choice_still_loads(tmp_path):
     path = tmp_path / "postprocessing.json"
     path.write_text('{"threshold": 0.7, "smallest_lesion_mm3": 2}')
     assert Postprocessing.read(path) == Postprocessing(0.7, 2.0)
+    assert Postprocessing.read(path).crf is None
+
+
+def test_a_crf_may_be_written_by_hand(tmp_path):
+    path = tmp_path / "postprocessing.json"
+    crf = '{"smooth_mm": 1, "smooth_weight": 3, "alike_mm": 2, "alike_intensity": 0.05, "alike_weight": 1}'
+    path.write_text(f'{{"crf": {crf}}}')
+    settings = Postprocessing.read(path)
+    assert settings.crf == DenseCrfConfig(1, 3, 2, 0.05, 1)
+    settings.write(path)
+    assert Postprocessing.read(path) == settings == settings.at_temperature(1)
+    assert settings.at_temperature(2).crf == settings.crf
+    path.write_text(f'{{"crf": {crf[:-2]}-1}}}}')
+    with pytest.raises(PwmlError, match=r"postprocessing.json: crf: alike_weight cannot be negative, not -1"):
+        Postprocessing.read(path)
 
 
 @pytest.mark.parametrize(
@@ -130,4 +147,8 @@ def test_settings_are_put_into_words():
     assert (
         Postprocessing(0.25, 1.5, 0.99, 1.2).in_words()
         == "threshold 0.25, lesions from 1.5 mm³, highest probability above 0.99, temperature 1.2"
+    )
+    assert (
+        Postprocessing(crf=DenseCrfConfig(0.7, 3, 1.4, 0.05, 10)).in_words()
+        == "threshold 0.5, after a dense CRF (smooth 0.7 mm × 3, alike 1.4 mm and 0.05 of the range × 10)"
     )

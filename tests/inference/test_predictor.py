@@ -11,10 +11,13 @@ from pwmlunet.data.dataset import CaseFiles
 from pwmlunet.data.image import Geometry, read_image, write_image
 from pwmlunet.data.store import CaseStore
 from pwmlunet.errors import PwmlError
+from pwmlunet.inference.candidates import THRESHOLDS
 from pwmlunet.inference.folder import predict_folder
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.predictor import Predictor, oddities
+from pwmlunet.inference.refining import SeenImage
+from pwmlunet.networks.dense_crf import DenseCrfConfig
 from pwmlunet.planning.cropping import foreground
 
 
@@ -98,6 +101,28 @@ def test_probabilities_are_calibrated_before_the_threshold(predictor, trained_ho
     odds = before.probability / (1 - before.probability)
     assert np.allclose(after.probability, odds**2 / (1 + odds**2), atol=1e-4)
     assert np.array_equal(after.mask != 0, after.probability[0] > 0.5)
+
+
+def test_a_crf_refines_the_mean_of_the_networks_before_temperature(predictor, trained_home):
+    """The same for files, arrays and prepared cases, and for pwml_find_best, which knows prepared cases alone."""
+    crf = DenseCrfConfig(1.5, 0.5, 1.5, 0.3, 0.5)
+    settings = Postprocessing(0.02, temperature=1.3, crf=crf)
+    crf_predictor = Predictor(predictor.model, device="cpu", flips=False, postprocessing=settings)
+    files = files_of(trained_home, "sub-02")
+    image = read_image(files.images[0])
+    case = CaseStore(trained_home / "preprocessed" / "Dataset001_Tiny" / "slices").read("sub-02")
+    found = crf_predictor.predict_files(files)
+    for other in (
+        crf_predictor.predict(image.array, geometry=image.geometry),
+        crf_predictor.predict_prepared(case.image, case.facts.way_back),
+    ):
+        assert np.array_equal(other.probability, found.probability) and np.array_equal(other.mask, found.mask)
+    plain = predictor.predict_files(files).probability
+    seen = SeenImage.of_prepared(case.image, case.facts.way_back)
+    refined = seen.refine(plain, crf, *THRESHOLDS, settings.threshold_before_temperature)
+    assert np.abs(refined - plain).max() > 1e-3
+    assert np.allclose(found.probability, settings.calibrate(refined), atol=1e-6)
+    assert np.array_equal(found.mask != 0, found.probability[0] > 0.02)
 
 
 def test_the_middle_of_the_head_is_found(predictor, tiny):

@@ -330,3 +330,54 @@ def test_the_cost_is_that_of_the_slices_a_network_sees(runs):
     facts["way_back"]["geometry"]["shape_zyx"][2] *= 2  # as if the same grid came from twice the pixels
     path.write_text(json.dumps(facts))
     assert multiply_adds(narrow) == pytest.approx(before / 2)
+
+
+@pytest.fixture
+def many(runs):
+    """Enough lesions to choose from."""
+    for i, like in enumerate(("sub-02", "sub-03", "sub-01_ses-1", "sub-02", "sub-03")):
+        runs.like(like, f"sub-{10 + i}")
+    return runs
+
+
+def blurred(case, reference):
+    """Finds each lesion with a pixel too many on both sides."""
+    wider = reference.copy()
+    wider[:, :, 1:] |= reference[:, :, :-1]
+    wider[:, :, :-1] |= reference[:, :, 1:]
+    return np.where(reference > 0, 0.9, np.where(wider > 0, 0.85, 0.001))
+
+
+def test_a_crf_that_helps_for_certain_is_taken(many):
+    """Lesions are brighter than all around them: the CRF takes away what is not, and loses none."""
+    run = many.add("blurred", blurred)
+    before = many.find(criterion="dice")
+    assert before.postprocessing.crf is None and before.best.candidates[0].dice < 0.9
+    found = many.find(criterion="dice", crf=True)
+    crf, chosen = found.postprocessing.crf, found.postprocessing.chosen
+    assert crf is not None and not crf.may_delete
+    assert "a dense CRF was tried (9 settings, chosen by the other subjects): dice +" in found.text
+    assert chosen.reasons[-1].endswith(", taken") and "after a dense CRF (smooth 1.18 mm" in found.text
+    assert Postprocessing.read(run / "postprocessing.json") == found.postprocessing
+    assert chosen.figures["nested"].recall.value == 1
+
+
+@pytest.mark.parametrize("criterion", ["lesion_f1", "dice"])
+def test_a_crf_that_changes_nothing_for_the_better_is_left_out(many, criterion):
+    many.add("perfect", perfect)
+    without, found = many.find(criterion=criterion), many.find(criterion=criterion, crf=True)
+    assert found.postprocessing.crf is None
+    (reason,) = set(found.postprocessing.chosen.reasons) - set(without.postprocessing.chosen.reasons)
+    assert reason.startswith(
+        f"a dense CRF was tried (9 settings, chosen by the other subjects): {criterion} "
+    )
+    assert reason.endswith("], left out") and reason in found.text
+    assert replace(found.postprocessing, chosen=None) == replace(without.postprocessing, chosen=None)
+
+
+def test_too_few_lesions_try_no_crf(runs):
+    runs.add("blurred", blurred)
+    found = runs.find(criterion="dice", crf=True)
+    assert found.postprocessing.crf is None
+    (reason,) = (line for line in found.text.splitlines() if "CRF" in line)
+    assert reason.startswith("  no CRF was tried: ") and "are too few to choose from" in reason

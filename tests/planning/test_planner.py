@@ -219,6 +219,7 @@ def test_mr_keeps_its_default_and_is_offered_the_other_networks(names, changes):
         "trident",
         "resunet_2d",
         "unet_2d",
+        "two_stage",
         "priority_2d",
         "log_odds_2d",
         "resunet_3d",
@@ -231,6 +232,73 @@ def test_mr_keeps_its_default_and_is_offered_the_other_networks(names, changes):
     same = plan.configurations["unet_2d"]
     assert (priority.network.width, priority.network.n_stages) == (same.network.width, same.network.n_stages)
     assert (priority.patch_size_yx, priority.batch_size) == (same.patch_size_yx, same.batch_size)
+
+
+def with_boxes(boxes_yx, **changes):
+    """A fingerprint of cases with one lesion each, of these rows and columns in five slices."""
+    fingerprint = facts(n=len(boxes_yx), **changes)
+    cases = [
+        replace(case, lesions=(replace(case.lesions[0], extent_zyx=(5, *box)),))
+        for case, box in zip(fingerprint.cases, boxes_yx, strict=True)
+    ]
+    return replace(fingerprint, cases=tuple(cases))
+
+
+def two_stage_for(fingerprint, budget=SMALL):
+    plan = make_plan(fingerprint, budget)
+    (decision,) = (d for d in plan.decisions if d.topic == "anchors")
+    return plan.configurations["two_stage"], decision
+
+
+def test_anchors_rise_from_small_lesions_to_large_ones():
+    """Sides of 1, 2, ... 21 pixels: the 10th percentile is 3, the 95th 20; native pixels."""
+    sides = [(side / 2, 2 * side) for side in range(1, 22)]
+    native = {"shape": (20, 300, 300), "head": (100, 136), "diameter": 2.0}
+    configuration, decision = two_stage_for(with_boxes(sides, **native))
+    assert configuration.network.anchor_sizes == (3.0, 7.7, 20.0)
+    assert configuration.network.anchor_sizes[1] == pytest.approx((3 * 20) ** 0.5, abs=0.05)
+    assert configuration.network.finest_stride == 2 and configuration.network.stride == 8
+    assert decision.choice == "3, 7.7, 20 pixels" and "3 to 20 pixels" in decision.reason
+    shuffled = with_boxes(sides[::-1], **native)
+    assert two_stage_for(shuffled)[0] == configuration
+
+
+def test_anchors_are_in_pixels_of_the_grid():
+    fingerprint = with_boxes([(20, 20)] * 3, head=(100, 128))
+    preparation = make_plan(fingerprint, SMALL).preparations["slices"]
+    assert preparation.long_side == 256
+    enlarged = 256 / (128 * (1 + 2 * preparation.margin))
+    configuration, decision = two_stage_for(fingerprint)
+    assert configuration.network.anchor_sizes[-1] == pytest.approx(20 * enlarged, abs=0.5)
+    assert f"{20 * enlarged:.3g} pixels" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("boxes", "diameter", "sizes"),
+    [
+        ([(4, 4)] * 3, 2.0, (2.6, 3.2, 4.0)),  # alike: smaller ones too, 1.25 times apart
+        ([(1, 1)] * 3, 2.0, (1.0, 1.2, 1.6)),  # not below a pixel
+        ([(2, 3), (2, 200), (120, 900)], 2.0, (6.0, 28.0, 128.0)),  # no larger than the patch of 128 × 160
+        ([(400, 300)] * 3, 150.0, (52.0, 66.0, 82.0, 102.0, 128.0)),
+    ],
+)
+def test_anchors_are_apart_and_within_the_patch(boxes, diameter, sizes):
+    changes = {"shape": (20, 600, 600), "head": (250, 300), "diameter": diameter}
+    configuration, _ = two_stage_for(with_boxes(boxes, **changes))
+    assert configuration.patch_size_yx == (128, 160)
+    assert configuration.network.anchor_sizes == sizes
+
+
+def test_the_two_stage_network_takes_the_others_width_and_fits():
+    configuration, _ = two_stage_for(facts(), Budget(100.0, (16, 8), "test"))
+    assert (configuration.network.width, configuration.batch_size) == (16, 8)
+    needed = training_bytes(configuration.network, 1, 1, (1, 128, 128), 8) / 1e9
+    tight = Budget(training_bytes(TridentConfig(width=8), 1, 1, (3, 128, 128), 2) / 1e9 * 1.001, (8,), "test")
+    plan = make_plan(facts(), tight)
+    assert needed <= 100 and "two_stage" in plan.configurations
+    for planned in plan.configurations.values():
+        patch_zyx = (planned.patch_slices + planned.network.n_slices - 1, *planned.patch_size_yx)
+        assert training_bytes(planned.network, 1, 1, patch_zyx, planned.batch_size) <= tight.memory_gb * 1e9
 
 
 def volume(**changes):

@@ -112,6 +112,7 @@ def test_the_configurations_and_their_whole_slices():
         "priority_2d",
         "log_odds_2d",
         "unet_2d",
+        "two_stage",
         "trident",
         "resunet_2d",
         "resunet_3d",
@@ -164,6 +165,19 @@ def test_neighbours_lie_at_the_border_of_a_lesion():
     assert (network.network.n_slices, network.slice_step) == (5, 4)  # 14 coronal slices
     assert "14" in decision(plan, "slices of a trident")[1]
     assert "nearly the same" in decision(plan, "slices of a trident")[1]
+
+
+def test_anchors_are_as_large_as_lesions_are_in_coronal_slices():
+    """Lesions of 13 × 14 × 15 voxels of the file; its axis of 14 leads through the slices."""
+    plan = plan_for()
+    assert "14 to 14 pixels" in decision(plan, "anchors")[1]
+    assert plan.configurations["two_stage"].network.anchor_sizes == (7.1, 8.9, 11.0, 14.0)
+    small = [
+        replace(case, lesions=tuple(replace(one, extent_zyx=(6, 14, 6)) for one in case.lesions))
+        for case in facts().cases
+    ]
+    plan = make_plan(replace(facts(), cases=tuple(small)), CPU)
+    assert plan.configurations["two_stage"].network.anchor_sizes[-1] == 6.0
 
 
 def test_the_default_has_a_prior_only_where_lesions_gather():

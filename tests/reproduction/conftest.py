@@ -82,3 +82,26 @@ def small_priority(edit):
             "priority_2d": {**alike, "network": {"type": "priority", **size}, "prior": {}},
         }
     )
+
+
+@pytest.fixture
+def small_two_stage(edit):
+    """The configuration that planning makes for the two-stage network, as small as a test's time asks for."""
+    network = {
+        "type": "two_stage",
+        "width": 2,
+        "n_stages": 3,
+        "anchor_sizes": [4, 8],
+        "n_proposals": 8,
+        "n_regions": 4,
+    }
+    edit(
+        configurations={
+            "two_stage": {
+                "preparation": "slices",
+                "patch_size_yx": [32, 32],
+                "batch_size": 4,
+                "network": network,
+            }
+        }
+    )

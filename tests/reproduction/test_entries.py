@@ -1,14 +1,17 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pwmlunet.data.store import CaseStore
 from pwmlunet.errors import PwmlError
+from pwmlunet.networks.two_stage import TwoStageConfig
 from pwmlunet.planning.plan import Plan
-from pwmlunet.reproduction.entries import paper_entries, prepare, remarks_on_plan
-from pwmlunet.reproduction.studies import PRIORITY_UNET, TRIDENT, Quick
+from pwmlunet.reproduction.entries import paper_entries, planned_network, prepare, remarks_on_plan
+from pwmlunet.reproduction.studies import PRIORITY_UNET, RS_RCNN, TRIDENT
+from pwmlunet.reproduction.study import Quick
 
 QUICK = Quick(width=4, epochs=1, steps_per_epoch=2)
 METHODS = Path(__file__).parents[2] / "documentation" / "methods.md"
@@ -122,3 +125,58 @@ def test_networks_that_differ_by_more_than_their_kind_are_told(workspace, folder
     edit(configurations={"priority_2d": {"inherits": "unet_2d", "batch_size": 2, "network": {"type": "priority", "width": 4, "n_stages": 3}, "prior": {}}})  # fmt: skip
     _, told = remarks_on_plan(Plan.read(folder / "plan.json"), PRIORITY_UNET)
     assert told == "paper_priority_unet differs from paper_unet in more than its kind: batch_size 2."
+
+
+def test_the_entries_of_rs_rcnn_are_its_papers(folder) -> None:
+    plan = Plan.read(folder / "plan.json")
+    content = plan.to_dict()
+    entries = paper_entries(plan, RS_RCNN)
+    added = Plan.from_dict({**content, **{key: content[key] | new for key, new in entries.items()}}, "plan")
+    assert set(entries["configurations"]) == {"paper_rs_rcnn", *RS_RCNN.configurations}
+    row_b, row_d, widest = (
+        added.configurations[f"paper_{name}"] for name in ("mask_rcnn", "lrs", "h_rpn_k3.0")
+    )
+    assert (row_b.preparation, row_b.patch_size_yx, row_b.batch_size) == ("paper_rs_rcnn", (512, 512), 2)
+    assert row_d.network == TwoStageConfig(
+        width=64,
+        n_stages=6,
+        backbone="resnet101",
+        finest_stride=4,
+        anchor_sizes=(8, 16, 32, 64, 128),
+        score_relu=True,
+        enlargement=1.3,
+        mask_head="lrs",
+        n_proposals=50,
+    )
+    assert row_b.network == replace(row_d.network, score_relu=False, enlargement=1.0, mask_head="mask_rcnn")
+    assert widest.network == replace(row_d.network, enlargement=3.0, mask_head="mask_rcnn")
+    preparation = added.preparations["paper_rs_rcnn"]
+    assert (preparation.long_side, preparation.margin) == (512, 0.5)  # the head fills half of the slice
+    assert not list(remarks_on_plan(added, RS_RCNN))
+
+
+@pytest.mark.usefixtures("small_two_stage")
+def test_a_quick_rs_rcnn_is_the_planned_network_with_what_a_row_has_of_its_own(workspace, folder) -> None:
+    before = json.loads((folder / "plan.json").read_text())
+    some = RS_RCNN.only(["B", "E"])
+    plan = prepare(workspace, folder, some, QUICK)
+    added = plan.configurations.keys() - before["configurations"].keys()
+    assert added == {"paper_mask_rcnn_quick", "paper_lrs_quick"}
+    assert plan.preparations.keys() == before["preparations"].keys()  # no slices of 512 x 512 for nothing
+    planned, row_b = (plan.configurations[name] for name in ("two_stage", "paper_mask_rcnn_quick"))
+    network = replace(planned.network, score_relu=False, enlargement=1.0, mask_head="mask_rcnn")
+    assert row_b == replace(planned, network=network)
+    assert not list(remarks_on_plan(plan, some, QUICK))
+    assert "the planned two_stage with what a row has of its own" in planned_network(plan, some, QUICK)
+    assert "network.width 2" in planned_network(plan, some, QUICK)
+
+
+def test_a_quick_rs_rcnn_needs_the_planned_network(workspace, folder) -> None:
+    path = folder / "plan.json"
+    content = json.loads(path.read_text())
+    content["configurations"].pop("two_stage", None)
+    path.write_text(json.dumps(content))
+    with pytest.raises(PwmlError, match=r"plan.json has no configuration two_stage, .*--replan"):
+        prepare(workspace, folder, RS_RCNN, QUICK)
+    prepare(workspace, folder, RS_RCNN.only(["A"]), QUICK)
+    assert json.loads(path.read_text()) == content  # nothing is trained: nothing is added

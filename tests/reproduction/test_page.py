@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,26 +17,27 @@ from pwmlunet.reproduction.figures import (
     TargetFigures,
 )
 from pwmlunet.reproduction.page import check_place, text, write_reproduction
-from pwmlunet.reproduction.studies import PRIORITY_UNET
+from pwmlunet.reproduction.studies import PRIORITY_UNET, RS_RCNN
+from pwmlunet.reproduction.study import Study, StudyRow
 
 
-def made_up(n_seeds: int = 1) -> Reproduction:
+def made_up(n_seeds: int = 1, study: Study = PRIORITY_UNET) -> Reproduction:
     """A reproduction with a figure of its own in each cell."""
-    spread = 0.01 * (n_seeds - 1)
     score = HonestScore(0.4321, Interval(0.21, 0.65), 17, "lesions")
     rows = tuple(
         RowFigures(
+            row.name,
             row.run,
             row.words,
-            {name: PaperFigure(p, v := p - (index + 1) / 100, v - spread, v + spread) for name, p in row.printed.items()},
+            dict(figures_of(study, row, (index + 1) / 100, 0.01 * (n_seeds - 1))),
             dict.fromkeys(("lesion_f1", "lesion_recall", "lesion_precision", "dice"), score),
         )
-        for index, row in enumerate(PRIORITY_UNET.rows)
-    )  # fmt: skip
+        for index, row in enumerate(study.rows)
+    )
     differences = dict.fromkeys(("lesion_f1", "lesion_recall"), Difference(0.1, Interval(0.05, 0.2), 17, "better"))  # fmt: skip
-    answers = tuple(Answer(q.words, differences, "By lesion F1 it helps <so far>.") for q in PRIORITY_UNET.questions)  # fmt: skip
+    answers = tuple(Answer(q.words, differences, "By lesion F1 it helps <so far>.") for q in study.questions)
     return Reproduction(
-        study="priority_unet",
+        study=study.name,
         dataset="Dataset007_Fan",
         n_subjects=12,
         n_cases=14,
@@ -48,6 +50,16 @@ def made_up(n_seeds: int = 1) -> Reproduction:
         remarks=("One subject only.",),
         targets={"lesion": TargetFigures(17, rows, answers)},
     )
+
+
+def figures_of(study: Study, row: StudyRow, less: float, spread: float) -> Iterator[tuple[str, PaperFigure]]:
+    """The figures of a row: a little less than printed, and of what is not printed, some of nine."""
+    for table in study.tables:
+        if table.has(row.name):
+            for name in (*table.columns, *table.beside):
+                printed = row.printed.get(name)
+                value = 300 * less if name == "slices_left_out" else (printed or 0.5) - less
+                yield name, PaperFigure(printed, value, value - spread, value + spread, 9)
 
 
 @pytest.fixture
@@ -73,6 +85,26 @@ def test_printed_figures_stand_beside_ours(page) -> None:
         "U-Net, SBFL + Dice",
         *("0.6043", "0.5843", "0.1806", "0.1606", "0.2611", "0.2411", "0.9999", "0.9799"),
     ]
+
+
+def test_slices_left_out_stand_beside_what_the_paper_counts(page) -> None:
+    html = page(made_up(study=RS_RCNN))
+    modules, sweep = table(html, "Table 1"), table(html, "Table 2")
+    assert modules[0][:3] == ["A: Mukherjee et al. 2019 (classical)", "0.4288", "0.4188"]
+    assert modules[1][-4:] == ["62.07", "62.05", "0.4800", "6 of 9"]
+    assert modules[5][:3] == ["E, but no lesion may be deleted (ours)", "–", "0.4400"]
+    assert [row[0] for row in sweep] == ["C with k = 1.0", "C with k = 1.1", "C with k = 1.2", "C: B + H-RPN (k = 1.3)", "C with k = 1.4", "C with k = 1.5", "C with k = 1.7", "C with k = 2.0", "C with k = 3.0"]  # fmt: skip
+    assert sweep[3][1:] == ["0.6508", "0.6208", "0.4700", "9 of 9"]
+    assert "0.4700  9 of 9" in re.sub(" {3,}", "  ", text(made_up(study=RS_RCNN)))
+    assert '<td class="n here">9 of 9 (8.98 to 9.02)</td>' in page(made_up(3, RS_RCNN))
+
+
+def test_a_table_without_rows_is_left_out(page) -> None:
+    found = made_up(study=RS_RCNN.only(["D", "E"]))
+    for shown in (page(found), text(found)):
+        assert "Table 1" in shown
+        assert "Table 2" not in shown
+    assert "What helps" not in page(made_up(study=RS_RCNN.only(["D"])))
 
 
 @pytest.mark.parametrize(

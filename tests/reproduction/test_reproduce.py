@@ -8,7 +8,8 @@ import pytest
 
 from pwmlunet.reproduction import studies
 from pwmlunet.reproduction.figures import Reproduction
-from pwmlunet.reproduction.studies import PRIORITY_UNET, TRIDENT, Quick
+from pwmlunet.reproduction.studies import PRIORITY_UNET, TRIDENT
+from pwmlunet.reproduction.study import Quick
 from pwmlunet.training.trainer import FoldTrainer
 
 TRIDENT_2 = ("trident", "-d", "1", "--quick", "--folds", "0", "1", "--device", "cpu")
@@ -42,7 +43,7 @@ def steps(monkeypatch):
 def test_trident_is_repeated_and_a_second_call_trains_nothing(command, results, steps) -> None:
     code, printed, complaint = command("reproduce", *TRIDENT_2)
     assert code == 0, complaint
-    runs = [f"{row.run}_quick" for row in TRIDENT.rows]
+    runs = [f"{name}_quick" for name in TRIDENT.recipes]
     assert steps == [(run, fold) for run in runs for fold in ("0", "1") for _ in range(2)]
     found = Reproduction.read(results / "reproduction_trident.json")
     assert (found.dataset, found.folds, found.n_folds, found.seeds) == (
@@ -52,7 +53,7 @@ def test_trident_is_repeated_and_a_second_call_trains_nothing(command, results, 
         (0,),
     )
     (target,) = found.targets.values()
-    assert [row.run for row in target.rows] == runs
+    assert [row.run for row in target.rows] == [None, *runs]
     assert all(row.figures["dice"].value is not None for row in target.rows)
     page = (results / "reproduction_trident.html").read_text()
     for words in (
@@ -65,7 +66,7 @@ def test_trident_is_repeated_and_a_second_call_trains_nothing(command, results, 
         assert words in page
     for name, before, now in (("paper_k64", 64, 4), ("paper_k32", 32, 2), ("paper_resunet", 64, 4)):
         assert f"{name} has {now} channels at full resolution instead of {before}." in page
-    assert "1 epoch of 2 steps, batch 4, at a rate of 0.002 that falls to 0, instead of 50 epochs of 50 steps, batch 8, at a rate of 0.0002 that is halved" in page  # fmt: skip
+    assert "1 epoch of 2 steps, batch 4, Adam at a rate of 0.002 that falls to 0, instead of 50 epochs of 50 steps, batch 8, Adam at a rate of 0.0002 that is halved" in page  # fmt: skip
     recipe = json.loads((results / "trident_row_e_quick" / "training.json").read_text())
     assert (recipe["configuration"], recipe["loss"], recipe["checkpoint"]) == ("paper_k32_quick", "focal", "last")  # fmt: skip
     steps.clear()
@@ -94,6 +95,46 @@ def test_the_priority_study_is_repeated_with_several_seeds(command, results, ste
     assert not (results / "reproduction_priority_unet.html").exists()
 
 
+@pytest.mark.usefixtures("small_two_stage")
+def test_rs_rcnn_is_repeated_and_rows_share_a_run(command, results, steps) -> None:
+    asked = ("rs_rcnn", "-d", "1", "--quick", "--folds", "0", "--device", "cpu", "--rows")
+    code, _, complaint = command("reproduce", *asked, "A", "C", "E", "E_keep")
+    assert code == 0, complaint
+    runs = ["rs_rcnn_row_c_quick", "rs_rcnn_row_d_quick"]
+    assert steps == [(run, "0") for run in runs for _ in range(2)]
+    (target,) = Reproduction.read(results / "reproduction_rs_rcnn.json").targets.values()
+    rows = {row.name: row for row in target.rows}
+    assert [row.run for row in rows.values()] == [None, runs[0], runs[1], runs[1]]
+    labelled = rows["A"].figures["slices_left_out"].n
+    for row in rows.values():
+        left_out, scored = row.figures["slices_left_out"], row.figures["dice"]
+        assert left_out.n == labelled == row.figures["dice_all_slices"].n > 0
+        assert scored.n + left_out.value == labelled
+    page = (results / "reproduction_rs_rcnn.html").read_text()
+    for words in (
+        "0.6616",
+        "Table 1: one module after the other",
+        f" of {labelled}",
+        "DSC, slices left out as 0",
+        "nothing is trained",
+        "instead of 100 epochs of 250 steps, batch 2, SGD at a rate of 0.001 that is halved",
+        "Networks are those of the planned two_stage with what a row has of its own",
+        "Does training help (C against A)?",
+    ):
+        assert words in page
+    assert "C against B" not in page
+    recipe = json.loads((results / runs[1] / "training.json").read_text())
+    assert (recipe["configuration"], recipe["loss"], recipe["optimiser"]) == (
+        "paper_lrs_quick",
+        "bce",
+        "adam",
+    )
+    steps.clear()
+    code, again, _ = command("reproduce", *asked, "A", "E")
+    assert (code, steps) == (0, [])
+    assert "Table 2" not in again
+
+
 @pytest.mark.usefixtures("small_trident")
 def test_a_stopped_study_goes_on(command, results, steps, monkeypatch) -> None:
     real = FoldTrainer._train_step
@@ -116,10 +157,22 @@ def test_a_stopped_study_goes_on(command, results, steps, monkeypatch) -> None:
     assert steps.count(("trident_row_g_quick", "1")) == 2
 
 
+@pytest.mark.usefixtures("small_trident")
+def test_weights_to_begin_from_that_are_missing_are_told_before_training(command, steps, home) -> None:
+    path = home / "coco.pth"
+    code, printed, complaint = command("reproduce", *TRIDENT_2, "--rows", "D", "--pretrained", path)
+    assert (code, printed, steps) == (2, "", [])
+    assert str(path) in complaint
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (("tridnet", "-d", "1"), "there is no study 'tridnet' (did you mean 'trident'?)"),
+        (
+            ("rs_rcnn", "-d", "1", "--rows", "B", "F"),
+            "rs_rcnn has no row 'F' (known: A, B, C, D, E, E_keep, k1.0",
+        ),
         (("trident", "-d", "7"), "unknown dataset '7' (known: Dataset001_Tiny)"),
         (("trident", "-d", "1", "--folds", "0", "9", "all"), "has no fold 9, all (known: 0, 1, 2, 3)"),
         (("trident", "-d", "1", "-o", "page"), "-o page: name a file, such as page.html"),

@@ -1,13 +1,13 @@
 """Rows whose held-out probabilities are drawn by hand, so that every figure is known."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
+from pwmlunet.data.splits import write_splits
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.probabilities import write_probability
-from pwmlunet.reproduction.scoring import ScoredRow, remarks_of, score_seed, tabulate
+from pwmlunet.reproduction.scoring import ScoredRow, Scorer, remarks_of, tabulate
+from pwmlunet.reproduction.sources import HeldOut, trained
 from pwmlunet.reproduction.studies import PRIORITY_UNET, TRIDENT
 from pwmlunet.training.run import open_run
 
@@ -50,10 +50,18 @@ def half(reference):
     return 0.9 * kept
 
 
+TRIDENT = TRIDENT.only(list("BDEFG"))  # those that are trained
+
+
+def scorer_of(study, run, folds=FOLDS, smallest=0.0):
+    return Scorer(study, HeldOut.find(run.store.folder.parent, run.store.folder.name, folds), smallest)
+
+
 def rows_of(study, runs, folds=FOLDS, smallest=0.0):
     """All rows of a study from as many runs; a row with several is of several seeds."""
+    scorer = scorer_of(study, runs[0][0], folds, smallest)
     return [
-        ScoredRow(row, row.run, tuple(score_seed(run, study, folds, smallest) for run in seeds))
+        ScoredRow(row, row.run, tuple(scorer.score(trained(run, study.threshold)) for run in seeds))
         for row, seeds in zip(study.rows, runs, strict=True)
     ]
 
@@ -163,14 +171,16 @@ def test_the_trident_takes_the_median_over_folds(drawn) -> None:
 
 def test_a_case_counts_in_the_first_fold_that_holds_it_out(drawn) -> None:
     run = drawn("all", everything)
-    split = run.split("0")
-    shared = replace(run, splits=[split, split, *run.splits[2:]])
-    assert len(score_seed(shared, TRIDENT, ("0", "1"), 0).cases) == len(split.val)
+    folder = run.store.folder.parent
+    write_splits(folder / "splits.json", [run.splits[0], *run.splits])
+    found = HeldOut.find(folder, run.store.folder.name, ("1", "0", "3"))
+    first, third = run.splits[0].val, run.splits[2].val
+    assert found.fold_of == dict.fromkeys(first, "1") | dict.fromkeys(third, "3")
 
 
 def test_missing_probabilities_are_told_together(drawn) -> None:
     run = drawn("all", everything, folds=("0", "1"))
     with pytest.raises(PwmlError, match="all cannot be scored") as error:
-        score_seed(run, TRIDENT, FOLDS, 0)
+        scorer_of(TRIDENT, run).score(trained(run, 0.5))
     for fold in ("2", "3"):
         assert all(name in str(error.value) for name in run.split(fold).val)

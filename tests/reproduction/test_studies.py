@@ -6,37 +6,68 @@ import torch
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.profiles import PROFILES
 from pwmlunet.networks.base import Batch
-from pwmlunet.reproduction.studies import NO_AUGMENTATION, PRIORITY_UNET, STUDIES, TRIDENT, Quick, get_study
+from pwmlunet.reproduction.studies import NO_AUGMENTATION, PRIORITY_UNET, RS_RCNN, STUDIES, TRIDENT, get_study
+from pwmlunet.reproduction.study import Quick
 from pwmlunet.training.augmentation import Augmenter
 from pwmlunet.training.config import RECIPES, TrainingConfig
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
 def test_a_study_is_whole(study) -> None:
-    runs = [row.run for row in study.rows]
-    columns = {name for table in study.tables for name in table.columns}
-    assert len(set(runs)) == len(runs)
-    assert {q.run for q in study.questions} | {q.against for q in study.questions} <= set(runs)
-    assert all(row.printed.keys() == columns for row in study.rows)
+    names = [row.name for row in study.rows]
+    assert len(set(names)) == len(names)
+    assert {q.row for q in study.questions} | {q.against for q in study.questions} <= set(names)
+    assert {name for table in study.tables for name in table.rows} <= set(names)
+    columns = {name for table in study.tables for name in (*table.columns, *table.beside)}
     assert columns - PROFILES[study.profile].lines.keys() <= {"specificity"}
     assert PROFILES[study.profile].threshold in (None, study.threshold)
     for row in study.rows:
-        assert TrainingConfig.from_dict(row.recipe.to_dict(), row.run) == row.recipe
-        assert row.recipe.checkpoint == "last"  # the best on the held-out cases would be judged by them
+        tables = [table for table in study.tables if table.has(row.name)]
+        assert tables
+        if row.printed:  # the others are ours
+            assert row.printed.keys() == {name for table in tables for name in table.columns}
+        assert (row.run is None) == (row.recipe is None)
+        if row.recipe and row.run:
+            assert study.recipes[row.run] == row.recipe  # rows that share a run say the same of it
+            assert TrainingConfig.from_dict(row.recipe.to_dict(), row.run) == row.recipe
+            assert row.recipe.checkpoint == "last"  # the best on the held-out cases would be judged by them
 
 
 def test_questions_ask_for_one_change() -> None:
-    """Rows that are compared differ in their loss, their network or their augmentation, not in two of them."""
+    """Rows that are compared differ in their loss, their network, their augmentation or the CRF, not in two of them."""
     for study in STUDIES.values():
-        recipes = {row.run: row.recipe for row in study.rows}
+        rows = {row.name: row for row in study.rows}
         for question in study.questions:
-            with_it, without = recipes[question.run].to_dict(), recipes[question.against].to_dict()
-            assert len([key for key in with_it if with_it[key] != without[key]]) == 1, question.words
+            row, other = rows[question.row], rows[question.against]
+            if row.recipe and other.recipe:
+                with_it, without = row.recipe.to_dict(), other.recipe.to_dict()
+                changed = [key for key in with_it if with_it[key] != without[key]]
+                assert len(changed) + (row.crf != other.crf) == 1, question.words
+
+
+def test_rows_of_rs_rcnn_have_one_module_after_the_other() -> None:
+    networks = {row.name: row.network for row in RS_RCNN.rows}
+    assert networks["B"] == {"score_relu": False, "enlargement": 1.0, "mask_head": "mask_rcnn"}
+    assert networks["C"] == {"score_relu": True, "enlargement": 1.3, "mask_head": "mask_rcnn"}
+    assert networks["D"] == {"score_relu": True, "enlargement": 1.3, "mask_head": "lrs"} == networks["E"]
+    for name in set(networks) - set(RS_RCNN.tables[0].rows):
+        assert networks[name] == {**networks["C"], "enlargement": float(name.removeprefix("k"))}
+    assert [(row.name, row.may_delete) for row in RS_RCNN.rows if row.crf] == [("E", True), ("E_keep", False)]
+
+
+def test_some_rows_can_be_asked_for() -> None:
+    some = RS_RCNN.only(["E", "D", "k2.0"])
+    assert [row.name for row in some.rows] == ["D", "E", "k2.0"]
+    assert [question.row for question in some.questions] == ["E"]
+    assert list(some.recipes) == ["rs_rcnn_row_d", "rs_rcnn_row_k2.0"]
+    assert RS_RCNN.only([]) == RS_RCNN
+    with pytest.raises(PwmlError, match=r"rs_rcnn has no row 'k2' \(did you mean 'k2.0'\?\)"):
+        RS_RCNN.only(["D", "k2"])
 
 
 def test_the_printed_figures_are_the_papers() -> None:
-    printed = {row.run: row.printed for study in STUDIES.values() for row in study.rows}
-    assert printed["priority_unet_sbfl_dice"] == {
+    printed = {f"{study.name} {row.name}": row.printed for study in STUDIES.values() for row in study.rows}
+    assert printed["priority_unet priority_unet_sbfl_dice"] == {
         "detection_precision": 0.5370,
         "detection_recall": 0.5043,
         "volume_precision": 0.5289,
@@ -44,7 +75,11 @@ def test_the_printed_figures_are_the_papers() -> None:
         "dice": 0.3839,
         "specificity": 0.9999,
     }
-    assert printed["trident_row_d"] == {"dice": 0.6024, "sensitivity": 0.6838, "specificity": 0.9998, "hd_pixels": 30.9768}  # fmt: skip
+    assert printed["trident D"] == {"dice": 0.6024, "sensitivity": 0.6838, "specificity": 0.9998, "hd_pixels": 30.9768}  # fmt: skip
+    assert printed["rs_rcnn A"] == printed["trident A"]
+    assert list(printed["rs_rcnn B"].values()) == [0.5989, 0.6002, 0.9998, 62.0655]
+    assert list(printed["rs_rcnn E"].values()) == [0.6616, 0.7069, 0.9998, 52.9130]
+    assert printed["rs_rcnn k1.0"] == {"dice": 0.6326}
 
 
 def test_the_recipes_are_the_papers() -> None:
@@ -54,7 +89,15 @@ def test_the_recipes_are_the_papers() -> None:
         assert (
             row.recipe.augmentation == RECIPES["default"].augmentation
         )  # none overfits, and none is printed
-    of = {row.words[0]: row.recipe for row in TRIDENT.rows}
+    for row in RS_RCNN.only(["B", "E", "k3.0"]).rows:
+        assert (row.recipe.optimiser, row.recipe.learning_rate, row.recipe.weight_decay) == (
+            "sgd",
+            1e-3,
+            1e-4,
+        )
+        assert (row.recipe.schedule, row.recipe.plateau_epochs, row.recipe.epochs) == ("plateau", 10, 100)
+        assert (row.recipe.batch_size, row.recipe.lesion_share, row.recipe.loss) == (2, 1.0, "bce")
+    of = {row.name: row.recipe for row in TRIDENT.rows if row.recipe}
     assert [of[row].loss for row in "BDEFG"] == ["focal"] * 4 + ["sbfl"]
     assert [of[row].augmentation == NO_AUGMENTATION for row in "BDEFG"] == [True, True, False, False, False]
     assert {(r.epochs, r.steps_per_epoch, r.learning_rate, r.batch_size) for r in of.values()} == {(50, 50, 2e-4, 8)}  # fmt: skip
@@ -76,8 +119,10 @@ def test_quick_shortens_and_keeps_the_rest() -> None:
     quick = Quick(epochs=2, steps_per_epoch=3, batch_size=4, learning_rate=0.5)
     row_g = TRIDENT.rows[-1].recipe
     changed = {"epochs": 2, "steps_per_epoch": 3, "batch_size": 4, "learning_rate": 0.5, "validate_every": 2}
-    changed |= {"schedule": "cosine", "warmup_steps": 3}
+    changed |= {"schedule": "cosine", "warmup_steps": 3, "optimiser": "adam"}
     assert quick.shorten(row_g) == replace(row_g, **changed)
+    mask_rcnn = quick.shorten(RS_RCNN.rows[1].recipe)
+    assert (mask_rcnn.optimiser, mask_rcnn.batch_size) == ("adam", 4)  # momentum alone would get nowhere
     assert quick.shorten(PRIORITY_UNET.rows[0].recipe).batch_size is None  # the plan's fits the machine
 
 

@@ -238,9 +238,10 @@ def test_the_learning_rate_warms_up_and_falls(run_of, schedule, expected):
     assert rates == pytest.approx(expected)
 
 
-def test_the_plateau_halves_the_rate_after_five_epochs(run_of):
-    trainer = FoldTrainer(run_of(schedule="plateau"), "0")
-    for loss in (3.0, 2.0, 2.0, 2.0, 2.0, 2.0):
+@pytest.mark.parametrize(("epochs", "changes"), [(5, {}), (3, {"plateau_epochs": 3})])
+def test_the_plateau_halves_the_rate_after_some_epochs(run_of, epochs, changes):
+    trainer = FoldTrainer(run_of(schedule="plateau", **changes), "0")
+    for loss in (3.0, *[2.0] * epochs):
         trainer._follow_plateau(loss)
     assert trainer.plateau["factor"] == 1.0
     trainer._follow_plateau(2.0)

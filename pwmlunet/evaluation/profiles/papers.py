@@ -69,15 +69,17 @@ def _score_rs_rcnn(case: ProfileCase) -> list[Numbers]:
         masks = reference[z : z + 1], prediction[z : z + 1]
         if masks[1].any():
             pixels = farthest(*masks, (1.0, 1.0, 1.0))
-            rows.append({**overlap(*masks, case.valid[z : z + 1]), "hd_pixels": pixels, "left_out": 0})
+            scores = {**overlap(*masks, case.valid[z : z + 1]), "hd_pixels": pixels}
+            rows.append({**scores, "dice_all_slices": scores["dice"], "left_out": 0})
         else:
-            rows.append({**dict.fromkeys(_VOXELS_AND_PIXELS), "left_out": 1})
+            rows.append({**dict.fromkeys(_VOXELS_AND_PIXELS), "dice_all_slices": 0.0, "left_out": 1})
     return rows
 
 
 def _sum_rs_rcnn(rows: Sequence[Row]) -> Values:
     left_out = sum(row.numbers["left_out"] or 0 for row in rows)
-    return {**means_of(*_VOXELS_AND_PIXELS)(rows), "slices_left_out": (left_out, len(rows))}
+    means = means_of(*_VOXELS_AND_PIXELS, "dice_all_slices")(rows)
+    return {**means, "slices_left_out": (left_out, len(rows))}
 
 
 def _score_priority(case: ProfileCase) -> list[Numbers]:
@@ -199,16 +201,17 @@ RS_RCNN = Profile(
     source="RS-RCNN, Liu et al. 2019, as its code has it",
     counts=(
         "Each slice with a reference lesion is scored by itself, the distance in pixels of the image; means over "
-        "slices."
+        "slices with a prediction."
     ),
     differs=(
         "Slices with an empty prediction are left out of the mean: a lesion that is missed altogether costs "
-        "nothing, and predicting less can only help. So are slices without a reference lesion. The honest score "
-        "counts a missed case as Dice 0."
+        "nothing, and predicting less can only help; dice_all_slices counts them as 0. Slices without a reference "
+        "lesion are left out too. The honest score is of whole cases."
     ),
     lines={
         **{name: replace(line, over="slices") for name, line in _VOXELS.items()},
         "hd_pixels": Line("pixels", "slices", "hd_mm"),
+        "dice_all_slices": Line(over="slices", honest="dice"),
         "slices_left_out": Line("slices", "slices"),
     },
     score=_score_rs_rcnn,

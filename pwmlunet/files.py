@@ -5,10 +5,12 @@ import errno
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from pwmlunet.errors import PwmlError
 
@@ -108,3 +110,25 @@ def read_json(path: Path) -> Any:
         raise PwmlError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
+
+
+@contextmanager
+def reading_arrays(path: Path, what: str) -> Iterator[Mapping[str, Any]]:
+    """The arrays of an .npz file by name, which are read as they are asked for.
+
+    Args:
+        path: The file.
+        what: What it should be, and what to do where it is not: "prior density: train the fold again".
+
+    Raises:
+        PwmlError: it is missing or damaged, or the block finds something else in it.
+    """
+    import numpy as np  # --help does without
+
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            yield arrays
+    except OSError as error:
+        raise explain(error, path, "read") from error
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
+        raise PwmlError(f"{path} is damaged or no {what}") from error

@@ -1,18 +1,16 @@
 """Where a head lies beside a reference head: a rigid registration of small images."""
 
 import logging
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pwmlunet.data.store import Rigid
 from pwmlunet.errors import PwmlError
-from pwmlunet.files import explain, replacing
+from pwmlunet.files import reading_arrays, replacing
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -61,15 +59,8 @@ class CoarseImage:
         Raises:
             PwmlError: the file is missing, damaged or holds something else.
         """
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                array, (z, y, x) = arrays["array"], arrays["spacing_zyx_mm"].tolist()
-        except OSError as error:
-            raise explain(error, path, "read") from error
-        except (ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
-            raise PwmlError(
-                f"{path} is damaged or no reference image: run pwml_plan_and_preprocess"
-            ) from error
+        with reading_arrays(path, "reference image: run pwml_plan_and_preprocess") as arrays:
+            array, (z, y, x) = arrays["array"], arrays["spacing_zyx_mm"].tolist()
         if array.dtype != np.float32 or array.ndim != 3 or not np.isfinite(array).all() or min(z, y, x) <= 0:
             raise PwmlError(f"{path} is damaged (its values are no image's): run pwml_plan_and_preprocess")
         return cls(array, (z, y, x))

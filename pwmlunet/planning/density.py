@@ -1,11 +1,9 @@
 """Where lesions lie: a prior density from the training subjects of a fold, and its values on a case's grid."""
 
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 from pwmlunet.config import Config, join
 from pwmlunet.data.store import WayBack
 from pwmlunet.errors import PwmlError
-from pwmlunet.files import explain, replacing
+from pwmlunet.files import reading_arrays, replacing
 from pwmlunet.planning.frame import (
     Directions,
     can_be_laid,
@@ -126,14 +124,9 @@ class Density:
         Raises:
             PwmlError: the file is missing, damaged or holds something else.
         """
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                values, text = arrays["values"], str(arrays["facts"])
+        with reading_arrays(path, "prior density: train the fold again") as arrays:
+            values, text = arrays["values"], str(arrays["facts"])
             facts = DensityFacts.from_dict(json.loads(text), str(path))
-        except OSError as error:
-            raise explain(error, path, "read") from error
-        except (ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
-            raise PwmlError(f"{path} is damaged or no prior density: train the fold again") from error
         if values.dtype != np.float32 or values.shape != facts.lattice.shape_zyx or not _is_share(values):
             raise PwmlError(f"{path} is damaged (its values are not a density's): train the fold again")
         return cls(values, facts)

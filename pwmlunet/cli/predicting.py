@@ -190,7 +190,12 @@ def predict() -> Parser:
         help="no network and no training: bright spots midway between ventricles and the brain's edge (-d: of the size of its training lesions)",
     )
     for option, (field, text) in _POSTPROCESSING.items():
-        parser.add_argument(option, dest=field, type=float, help=f"{text} (default: postprocessing.json)")
+        parser.add_argument(
+            option,
+            dest=field,
+            type=float,
+            help=f"{text} (default: postprocessing.json; of --classical 0.5, 0, 0 and 1)",
+        )
     parser.add_argument(
         "--review",
         action="store_true",

@@ -1,6 +1,5 @@
 """Brain, ventricles and the contour midway between them in a slice, without anything learned."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,15 +31,6 @@ class AnatomyConfig(Config):
     """By how many standard deviations they are darker."""
     least_ventricle_share: float = 0.003
     """Smaller dark blobs are no ventricles; a share of the head's area in the slice."""
-
-    def problems(self) -> Iterator[str]:
-        """Values outside their range."""
-        for name in ("edge_share", "ventricle_depth_share"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"{name} must be at least 0 and below 1, not {getattr(self, name)}"
-        for name in ("ventricle_blob_share", "ventricle_surroundings_share"):
-            if getattr(self, name) <= 0:
-                yield f"{name} must be above 0, not {getattr(self, name)}"
 
 
 @dataclass(frozen=True, eq=False)

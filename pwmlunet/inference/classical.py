@@ -5,7 +5,7 @@ Everything happens in single slices: lesions are a few pixels wide, and slices a
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -72,18 +72,6 @@ class ClassicalConfig(Config):
     """Candidates whose peak is nearer to the head's edge are no lesions."""
     least_slice_share: float = 0.4
     """Slices in which the head's radius is below this share of its largest one are passed over."""
-
-    def problems(self) -> Iterator[str]:
-        """Values outside their range."""
-        if min(self.least_score, self.surroundings_mm, self.least_area_mm2 + self.most_area_mm2) <= 0:
-            yield "least_score, surroundings_mm and most_area_mm2 must be above 0"
-        if not 0 <= self.least_area_mm2 <= self.most_area_mm2:
-            yield "least_area_mm2 must lie between 0 and most_area_mm2"
-        if self.smooth_mm < 0:
-            yield f"smooth_mm cannot be negative, not {self.smooth_mm}"
-        for name in ("band", "height", "least_depth_share", "least_slice_share"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"{name} must be at least 0 and below 1, not {getattr(self, name)}"
 
     @classmethod
     def of_fingerprint(cls, fingerprint: Fingerprint, target: str) -> Self:

@@ -67,7 +67,7 @@ def ours(value: PaperFigure, *, counts: bool = False) -> str:
     """Our figure; with several seeds their mean, and from where to where they reach. A count has of how many it is."""
 
     def shown(x: float | None) -> str:
-        return f"{x:.3g}" if counts and x is not None else figure(x)
+        return f"{round(x, 1):g}" if counts and x is not None else figure(x)
 
     spread = "" if value.lowest == value.highest else f" ({shown(value.lowest)} to {shown(value.highest)})"
     return f"{shown(value.value)}{f' of {value.n}' if counts else ''}{spread}"

@@ -1,7 +1,7 @@
 """A study on a dataset: its rows trained on the same folds, scored out of fold, and set beside the paper."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def reproduce(workspace: Workspace, dataset: str, study: Study, wishes: Wishes) 
         seeds=wishes.seeds,
         smallest_lesion_mm3=plan.smallest_lesion_mm3,
         shrunk=tuple(_shrunk(plan, study, wishes.quick)) if wishes.quick else (),
-        different=(*study.different, *_beginning(wishes), *remarks_on_plan(plan, study, wishes.quick)),
+        different=(*study.different, *_one_label(scorer.cases, untrained), *_beginning(wishes), *remarks_on_plan(plan, study, wishes.quick)),
         remarks=remarks_of(study, rows),
         targets=tabulate(study, rows),
     )
@@ -132,6 +132,13 @@ def _train(runs: Sequence[Run], folds: Sequence[str]) -> None:
         for fold in folds:
             logger.info("%s, fold %s", run.model.folder.name, fold)
             FoldTrainer(run, fold).train()
+
+
+def _one_label(cases: HeldOut, untrained: Mapping[str, object]) -> Iterator[str]:
+    """What rows without training cannot do."""
+    first, *others = (target.name for target in cases.labels.targets)
+    if untrained and others:
+        yield f"Row {join(untrained)} knows one kind of lesion, which counts as {first}: its figures and differences for {join(others)} mean nothing."
 
 
 def _beginning(wishes: Wishes) -> Iterator[str]:

@@ -11,6 +11,7 @@ from pwmlunet.data.dataset import Labels, open_dataset
 from pwmlunet.data.splits import Split, read_splits
 from pwmlunet.data.store import CaseFacts, CaseStore
 from pwmlunet.data.workspace import Workspace
+from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.probabilities import read_probability
 from pwmlunet.inference.classical import ClassicalConfig, ClassicalPredictor
 from pwmlunet.inference.refining import SeenImage
@@ -82,13 +83,13 @@ def trained(run: Run, threshold: float) -> Source:
 
 
 def refined(run: Run, threshold: float, *, may_delete: bool) -> Source:
-    """The same after the dense CRF of RS-RCNN, with its paper's parameters."""
+    """The same after the dense CRF of RS-RCNN, with its paper's parameters: in pixels of the prepared grid."""
     plain = trained(run, threshold)
 
     def find(name: str, fold: str) -> NDArray[np.float32]:
         case = run.store.read(name)
         seen = SeenImage.of_prepared(case.image, case.facts.way_back)
-        config = DenseCrfConfig.of_paper(seen.spacing_zyx_mm[1:])
+        config = DenseCrfConfig.of_paper(case.facts.way_back.spacing_zyx_mm[1:])
         return seen.refine(plain.find(name, fold), replace(config, may_delete=may_delete), threshold)
 
     return Source(f"{plain.name} with the CRF", threshold, find)
@@ -100,7 +101,11 @@ def classical(workspace: Workspace, folder: Path, cases: HeldOut) -> Source:
     Raises:
         PwmlError: there is no raw dataset, or the planned one has no fingerprint.
     """
-    files = {files.name: files for files in open_dataset(workspace.find_raw(folder.name)).cases}
+    try:
+        raw = workspace.find_raw(folder.name)
+    except PwmlError as error:
+        raise PwmlError(f"row A reads raw images: {error}; or leave it out (--rows)") from error
+    files = {files.name: files for files in open_dataset(raw).cases}
     fingerprint = Fingerprint.read(folder / "fingerprint.json")
 
     def of_fold(fold: str) -> ClassicalPredictor:

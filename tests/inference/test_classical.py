@@ -288,19 +288,3 @@ def test_settings_survive_json(tmp_path):
     config = ClassicalConfig(most_area_mm2=9.0, anatomy=AnatomyConfig(edge_share=0.2))
     config.write(tmp_path / "classical.json")
     assert ClassicalConfig.read(tmp_path / "classical.json") == config
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"least_score": 0}, "must be above 0"),
-        ({"least_area_mm2": 20}, "least_area_mm2 must lie between 0 and most_area_mm2"),
-        ({"smooth_mm": -1}, "smooth_mm cannot be negative"),
-        ({"height": 1}, "height must be at least 0 and below 1"),
-        ({"anatomy": {"edge_share": -0.1}}, "edge_share must be at least 0"),
-        ({"anatomy": {"ventricle_blob_share": 0}}, "ventricle_blob_share must be above 0"),
-    ],
-)
-def test_settings_that_cannot_be(values, expected):
-    with pytest.raises(PwmlError, match=expected):
-        ClassicalConfig.from_dict(values, "classical")

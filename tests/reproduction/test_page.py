@@ -16,7 +16,7 @@ from pwmlunet.reproduction.figures import (
     RowFigures,
     TargetFigures,
 )
-from pwmlunet.reproduction.page import check_place, text, write_reproduction
+from pwmlunet.reproduction.page import check_place, ours, text, write_reproduction
 from pwmlunet.reproduction.studies import PRIORITY_UNET, RS_RCNN
 from pwmlunet.reproduction.study import Study, StudyRow
 
@@ -96,7 +96,11 @@ def test_slices_left_out_stand_beside_what_the_paper_counts(page) -> None:
     assert [row[0] for row in sweep] == ["C with k = 1.0", "C with k = 1.1", "C with k = 1.2", "C: B + H-RPN (k = 1.3)", "C with k = 1.4", "C with k = 1.5", "C with k = 1.7", "C with k = 2.0", "C with k = 3.0"]  # fmt: skip
     assert sweep[3][1:] == ["0.6508", "0.6208", "0.4700", "9 of 9"]
     assert "0.4700  9 of 9" in re.sub(" {3,}", "  ", text(made_up(study=RS_RCNN)))
-    assert '<td class="n here">9 of 9 (8.98 to 9.02)</td>' in page(made_up(3, RS_RCNN))
+    assert '<td class="n here">9 of 9 (9 to 9)</td>' in page(made_up(3, RS_RCNN))
+
+
+def test_counts_are_written_in_full() -> None:
+    assert ours(PaperFigure(None, 1234.0, 1200.0, 1268.5, 2000), counts=True) == "1234 of 2000 (1200 to 1268.5)"
 
 
 def test_a_table_without_rows_is_left_out(page) -> None:

@@ -5,6 +5,7 @@ points one after the other (Bayesian optimisation, as the authors of RS-RCNN did
 a handful of lesions cannot, and would add a dependency.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -16,7 +17,7 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.bootstrap import Interval, difference_interval
 from pwmlunet.inference.calibration import Calibration, calibrate
 from pwmlunet.inference.candidates import THRESHOLDS, CaseTable, tabulate_case
-from pwmlunet.inference.choosing import Wish, choose_point, refusal
+from pwmlunet.inference.choosing import Wish, check, choose_point, refusal
 from pwmlunet.inference.counting import Counts, Grid, count, leave_out, make_grid
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.refining import SeenImage
@@ -25,9 +26,9 @@ from pwmlunet.inference.temperature import find_temperature
 from pwmlunet.networks.dense_crf import DenseCrfConfig
 
 WEIGHTS = (1.0, 0.3, 0.1)
-"""Shares of the paper's weights: at full weight its CRF erases real lesions of few pixels."""
+"""Shares of the paper's weights: where pixels are larger than the paper's, its full weights can erase real lesions."""
 
-INTENSITIES = (0.5, 1.0, 2.0)
+INTENSITIES = (1.0, 2.0)
 """Times the paper's deviation of intensities."""
 
 Score = Callable[[Counts], tuple[NDArray[np.float64], NDArray[np.float64]]]
@@ -65,7 +66,7 @@ def try_crf(
     """
     if words := refusal(without.nested):
         return _because(without.postprocessing, f"no CRF was tried: {words}")
-    tried = _try(group, settings(_spacing_yx_mm(group)), smallest_lesion_mm3)
+    tried = _try(group, settings(_pixels_mm(group)), smallest_lesion_mm3)
     best, nested = _choose(tried, score, wish)
     difference, interval = _difference(score(nested), score(without.nested))
     figures = f"{name} {difference:+.2f}" + (
@@ -81,9 +82,8 @@ def try_crf(
     return _because(replace(found.postprocessing, crf=tried[best].config), f"{words}, taken")
 
 
-def settings(spacing_yx_mm: tuple[float, float]) -> list[DenseCrfConfig]:
-    """The CRFs that are tried: the paper's first, then with weaker weights, narrower and wider intensities."""
-    paper = DenseCrfConfig.of_paper(spacing_yx_mm)
+def settings(pixels_mm: Sequence[float]) -> list[DenseCrfConfig]:
+    """The CRFs that are tried, for each size of a pixel: the paper's first, then with wider intensities and weaker weights."""
     return [
         replace(
             paper,
@@ -91,15 +91,21 @@ def settings(spacing_yx_mm: tuple[float, float]) -> list[DenseCrfConfig]:
             alike_weight=paper.alike_weight * weight,
             alike_intensity=paper.alike_intensity * intensity,
         )
-        for weight, intensity in product(WEIGHTS, sorted(INTENSITIES, key=lambda i: i != 1))
+        for paper in (DenseCrfConfig.of_paper((side, side)) for side in pixels_mm)
+        for weight, intensity in product(WEIGHTS, INTENSITIES)
     ]
 
 
-def _spacing_yx_mm(group: tuple[Run, ...]) -> tuple[float, float]:
-    """The median spacing of rows and columns over the cases."""
+def _pixels_mm(group: tuple[Run, ...]) -> list[float]:
+    """The side of a pixel of the prepared grid, then of the cases' own, as medians; one where they are alike.
+
+    Where heads are enlarged, the prepared grid is near the paper's.
+    """
     ways = [facts_of(group[0], name).way_back for name in group[0].files]
-    y, x = np.median([[w.geometry.spacing_zyx_mm[axis] for axis in w.orientation.order[1:]] for w in ways], 0)
-    return float(y), float(x)
+    own = ([w.geometry.spacing_zyx_mm[axis] for axis in w.orientation.order[1:]] for w in ways)
+    grids = ((w.spacing_zyx_mm[1:] for w in ways), own)
+    sides = [np.median([math.sqrt(y * x) for y, x in grid]) for grid in grids]
+    return list(dict.fromkeys(float(f"{side:.2g}") for side in sides))
 
 
 def _try(
@@ -120,17 +126,21 @@ def _try(
 
 
 def _choose(tried: Sequence[_Tried], score: Score, wish: Wish | None) -> tuple[int, Counts]:
-    """Number of the best setting, and the counts of each subject by the setting and point that the others choose."""
+    """Number of the best setting, and the counts of each subject by the setting and point that the others choose.
+
+    Settings that cannot keep the wish are left out where others can.
+    """
     subjects = tried[0].counts.subjects
 
     def choose(some: NDArray[np.int64]) -> tuple[int, int]:
-        points, values = [], []
+        points, values, able = [], [], []
         for one in tried:
             counts = one.counts.of(some)
             points.append(choose_point(counts, one.grid, wish))
             part, whole = score(counts.at(np.full(len(some), points[-1])))
             values.append(part.sum() / max(whole.sum(), 1))
-        best = int(np.argmax(values))
+            able.append(_keeps(counts, one.grid, points[-1], wish))
+        best = max(range(len(tried)), key=lambda i: (able[i], values[i]))
         return best, points[best]
 
     by_others = leave_out(len(subjects), choose)  # (S, 2)
@@ -138,6 +148,16 @@ def _choose(tried: Sequence[_Tried], score: Score, wish: Wish | None) -> tuple[i
         tried[s].counts.at(np.full(len(subjects), p)).of(np.array([i])) for i, (s, p) in enumerate(by_others)
     ]
     return choose(np.arange(len(subjects)))[0], _side_by_side(columns)
+
+
+def _keeps(counts: Counts, grid: Grid, point: int, wish: Wish | None) -> bool:
+    """Whether a point keeps the wish; one that nobody made is kept."""
+    if wish:
+        try:
+            check(counts, grid, point, wish)
+        except PwmlError:
+            return False
+    return True
 
 
 def _side_by_side(columns: Sequence[Counts]) -> Counts:

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from pwmlunet.data.store import Orientation, WayBack
 from pwmlunet.evaluation.lesions import find_lesions
+from pwmlunet.inference.candidates import THRESHOLDS
 from pwmlunet.inference.postprocessing import sizes_and_peaks
 from pwmlunet.networks.dense_crf import DenseCrfConfig, mean_field
 from pwmlunet.planning.cropping import foreground
@@ -26,26 +27,13 @@ logger = logging.getLogger(__name__)
 MOST_PIXELS = 48
 """Rows or columns of a region; its kernel takes 21 MB then."""
 
+LEAST_PROBABILITY = THRESHOLDS[0] / 2
+"""Voxels above it make the pieces that are refined with their surroundings, wherever lesions are cut."""
+
 _BATCH = 16  # regions
 _REACH = 2  # standard deviations: beyond, a kernel holds 5 % along an axis
 _PERCENTILES = (0.5, 99.5)
 _NEIGHBOURS = np.ones((3, 3), bool)  # pixels that meet at a corner belong together
-
-
-def refine(
-    probability: NDArray[np.floating[Any]],
-    image: NDArray[np.floating[Any]],
-    spacing_zyx_mm: tuple[float, float, float],
-    config: DenseCrfConfig,
-    threshold: float,
-    *others: float,
-) -> NDArray[np.float32]:
-    """Probabilities (K, Z, Y, X) after the CRF; slices come first in them and in the image (C, Z, Y, X).
-
-    Unless the config lets lesions vanish, each component at a threshold keeps a voxel above it: one that
-    would lose all keeps its former probabilities. Where several thresholds are given, this holds for each.
-    """
-    return SeenImage(_in_shares(image), spacing_zyx_mm).refine(probability, config, threshold, *others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,36 +51,40 @@ class SeenImage:
     def of_prepared(cls, image: NDArray[np.floating[Any]], way_back: WayBack) -> "SeenImage":
         """A prepared case (C, Z, Y, X) sent back to its own grid. Beyond its crop it is as dark as it ever is."""
         orientation = way_back.orientation
-        lifted = torch.from_numpy(
-            np.stack([channel - channel.min() for channel in image])
-        )  # 0 is what is beyond
-        on_grid = orientation.to_grid(restore(lifted, way_back).numpy())
+        lifted = np.array(image)
+        for channel in lifted:
+            channel -= channel.min()  # 0 is what is beyond
+            channel /= channel.max() or 1  # `restore` leaves out slices of small numbers
+        on_grid = orientation.to_grid(restore(torch.from_numpy(lifted), way_back).numpy())
+        _make_shares(on_grid)
         z, y, x = (way_back.geometry.spacing_zyx_mm[axis] for axis in orientation.order)
-        return cls(_in_shares(on_grid), (z, y, x), orientation)
+        return cls(on_grid, (z, y, x), orientation)
 
     def refine(
         self, probability: NDArray[np.floating[Any]], config: DenseCrfConfig, *thresholds: float
     ) -> NDArray[np.float32]:
-        """Probabilities (K, Z, Y, X) in the file's order after the CRF, as `refine` makes them."""
+        """Probabilities (K, Z, Y, X) in the file's order after the CRF.
+
+        Unless the config lets lesions vanish, each component at a threshold keeps a voxel above it, and where
+        it was the most probable target one in which it still is: one that would lose all keeps its former
+        probabilities. This holds at each threshold that is given. Two lesions may still merge.
+        """
         refined = np.array(probability, np.float32)
         for before, after in zip(probability, refined, strict=True):
             before, after = (self.orientation.to_grid(array) for array in (before, after))
-            regions = list(self._regions(before, min(thresholds) / 2, config))
-            regions.sort(key=lambda region: region.own.shape)  # those of like size are padded to one
-            for start in range(0, len(regions), _BATCH):
+            regions = sorted(self._regions(before, config), key=lambda region: region.own.shape)
+            for start in range(0, len(regions), _BATCH):  # those of like size are padded to one
                 self._refine_regions(regions[start : start + _BATCH], before, after, config)
-            if regions and not config.may_delete:
-                _keep_lesions(before, after, sorted(thresholds))
+        if not config.may_delete:
+            _keep_lesions(probability, refined, sorted(thresholds))
         return refined
 
-    def _regions(
-        self, probability: NDArray[np.floating[Any]], least: float, config: DenseCrfConfig
-    ) -> Iterator["_Region"]:
+    def _regions(self, probability: NDArray[np.floating[Any]], config: DenseCrfConfig) -> Iterator["_Region"]:
         """The surroundings of each piece of a slice that is more probable than a low level."""
         margin_mm = _REACH * max(config.smooth_mm, config.alike_mm)
         margins = [math.ceil(margin_mm / step) for step in self.spacing_zyx_mm[1:]]
-        for z in np.flatnonzero(probability.max((1, 2)) > least):
-            pieces, _ = ndimage.label(probability[z] > least, _NEIGHBOURS)
+        for z in np.flatnonzero(probability.max((1, 2)) > LEAST_PROBABILITY):
+            pieces, _ = ndimage.label(probability[z] > LEAST_PROBABILITY, _NEIGHBOURS)
             nearest = _nearest(pieces, self.spacing_zyx_mm[1:])
             for number, box in enumerate(ndimage.find_objects(pieces), start=1):
                 rows, columns = (_enlarge(side, by) for side, by in zip(box, margins, strict=True))
@@ -136,16 +128,14 @@ class _Region:
     """In the box: which pixels are nearer to this piece than to any other; the others are theirs to write."""
 
 
-def _in_shares(image: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """The image (C, Z, Y, X) where 0 and 1 are the ends of each channel's range in the head, which channel 0 shows."""
+def _make_shares(image: NDArray[np.float32]) -> None:
+    """Makes 0 and 1 the ends of each channel's range in the head, which the first of (C, Z, Y, X) shows."""
     head = foreground(image[0])
     head |= not head.any()  # an image of one value has none
-    shares = np.array(image, np.float32)
-    for channel in shares:
+    for channel in image:
         low, high = np.percentile(channel[head], _PERCENTILES)
         channel -= low
         channel /= high - low or 1
-    return shares
 
 
 def _nearest(pieces: NDArray[np.int32], spacing_yx_mm: tuple[float, float]) -> NDArray[np.int32]:
@@ -161,12 +151,34 @@ def _enlarge(side: slice, margin: int) -> slice:
 def _keep_lesions(
     before: NDArray[np.floating[Any]], after: NDArray[np.float32], thresholds: Sequence[float]
 ) -> None:
-    """Gives components of (Z, Y, X) their former probabilities where no voxel of them stays above a rising threshold."""
+    """Gives lesions of (K, Z, Y, X) that are lost at one of the rising thresholds their former probabilities."""
+    for was, became in zip(before, after, strict=True):
+        lost = _lost(was, became, thresholds)
+        became[lost] = was[lost]
+    if len(before) == 1:
+        return
+    firsts = (
+        before.argmax(0),
+        after.argmax(0),
+    )  # of targets that exclude each other another may take the place
+    for k in range(len(before)):
+        was, became = (
+            np.where(first == k, p[k], 0) for first, p in zip(firsts, (before, after), strict=True)
+        )
+        lost = _lost(was, became, thresholds)
+        after[:, lost] = before[:, lost]
+
+
+def _lost(
+    before: NDArray[np.floating[Any]], after: NDArray[np.floating[Any]], thresholds: Sequence[float]
+) -> NDArray[np.bool_]:
+    """The components of (Z, Y, X) at rising thresholds of which no voxel stays above the threshold."""
+    lost = np.zeros(before.shape, bool)
     islands, _ = find_lesions(before > thresholds[0])
     for number, box in enumerate(ndimage.find_objects(islands), start=1):
         alone = np.where(islands[box] == number, before[box], 0)
         for threshold in thresholds:
             components, n = find_lesions(alone > threshold)
             _, peaks = sizes_and_peaks(components, n, after[box])
-            lost = np.append(False, peaks <= threshold)[components]
-            after[box][lost] = alone[lost]
+            lost[box] |= np.append(False, peaks <= threshold)[components]
+    return lost

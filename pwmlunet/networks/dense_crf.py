@@ -50,7 +50,10 @@ class DenseCrfConfig(Config):
 
     @classmethod
     def of_paper(cls, spacing_yx_mm: tuple[float, float]) -> Self:
-        """The parameters of RS-RCNN, which are pixels and grey values from 0 to 255, on a grid of this spacing."""
+        """The parameters of RS-RCNN, which are pixels and grey values from 0 to 255, on a grid of this spacing.
+
+        Its grid has 512 × 512 pixels, and a head fills half of a side.
+        """
         pixel_mm = float(spacing_yx_mm[0] * spacing_yx_mm[1]) ** 0.5
         return cls(2 * pixel_mm, 3.0, 4 * pixel_mm, 6 / 255, 10.0)
 
@@ -67,10 +70,13 @@ class DenseCrfConfig(Config):
 
     def in_words(self) -> str:
         """The CRF in words."""
-        return (
+        words = (
             f"dense CRF (smooth {self.smooth_mm:.3g} mm × {self.smooth_weight:.3g}, alike {self.alike_mm:.3g} mm and "
-            f"{self.alike_intensity:.2g} of the range × {self.alike_weight:.3g})"
+            f"{self.alike_intensity:.2g} of the range × {self.alike_weight:.3g}"
         )
+        if self.n_iterations > 1:
+            words += f", {self.n_iterations} steps"
+        return f"{words}, may delete lesions)" if self.may_delete else f"{words})"
 
 
 def mean_field(

@@ -99,20 +99,27 @@ def test_a_probability_is_the_largest_product_of_score_and_mask(trained: TwoStag
 
 
 @torch.no_grad()
-def test_several_lesions_in_one_region_are_all_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_is_of_all_lesions_in_a_region_and_of_known_pixels() -> None:
     target = torch.zeros(1, 1, 1, 32, 32)
     target[..., 10:12, 8:10] = target[..., 10:12, 11:13] = 1
-    seen: list[Tensor] = []
+    valid = torch.ones_like(target)
+    valid[..., 12] = 0
+    seen: list[tuple[Tensor, Tensor]] = []
 
     def keep(logits: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
-        seen.append(wanted[counted.flatten(1).amax(1) > 0])
+        seen.append((wanted, counted))
         return bce(logits, wanted, counted)
 
     torch.manual_seed(0)
     network = replace(SMALL, enlargement=3.0).build(1, 1)
-    network.losses(Batch(torch.randn(1, 1, 1, 32, 32), target, torch.ones_like(target)), keep)
-    middle = seen[0][:, 0, 0].amax(1)  # (regions, x)
-    assert len(middle) and ((middle > 0.5).int().diff(dim=1) == 1).sum(1).max() == 2
+    network.losses(Batch(torch.randn(1, 1, 1, 32, 32), target, valid), keep)
+    ((wanted, counted),) = seen
+    used = counted.flatten(1).amax(1) > 0
+    assert 0 < used.sum() < len(used)  # regions that are no lesion's teach no mask
+    middle = (wanted[used, 0, 0].amax(1) > 0.5).int()  # (regions, x)
+    assert (middle.diff(dim=1) == 1).sum(1).max() == 2
+    unknown = counted[used, 0, 0].amin(1) == 0
+    assert unknown.any() and not unknown.all()
 
 
 @pytest.mark.parametrize(("k", "side"), [(1.0, 14), (1.3, 18), (1.5, 21), (3.0, 42)])

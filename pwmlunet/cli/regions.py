@@ -28,7 +28,10 @@ def regions() -> Parser:
     )
     parser.add_argument("-d", "--dataset", required=True, help="dataset of the run")
     parser.add_argument(
-        "-c", "--configuration", required=True, help="name of the run, by default that of its configuration"
+        "-c",
+        "--configuration",
+        required=True,
+        help="a run of a two-stage network; pwml_train calls it as its configuration",
     )
     parser.add_argument(
         "-f", "--folds", nargs="+", help="folds whose cases are looked at (default: all that are finished)"

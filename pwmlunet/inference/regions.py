@@ -19,7 +19,7 @@ from pwmlunet.evaluation.lesions import LEAST_IOU, Lesions, find_touching, measu
 from pwmlunet.inference.device import autocast, choose_device, prediction_format
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.runs import Run, gather_runs
-from pwmlunet.networks.two_stage import TwoStage, TwoStageConfig
+from pwmlunet.networks.two_stage import N_LISTED, TwoStage, TwoStageConfig
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def _follow_case(
 
 @torch.inference_mode()
 def _look(model: TrainedModel, network: TwoStage, image: NDArray[np.float32]) -> SliceRegions:
-    """What a network says of one slice (C, 1, Y, X), which it sees whole and once, as in a prediction without flips."""
+    """What a network says of one slice (C, 1, Y, X), which it sees whole and once, as a prediction of whole slices without flips does."""
     rows, columns = image.shape[-2:]
     stride, device = network.config.stride, next(network.parameters()).device
     padding = (0, -columns % stride, 0, -rows % stride)
@@ -278,7 +278,7 @@ def _count(fates: Fates, chosen: NDArray[np.bool_], config: TwoStageConfig) -> L
         low_pixels=int(fates.n_pixels[chosen].min()),
         high_pixels=int(fates.n_pixels[chosen].max()),
         n_lesions=int(chosen.sum()),
-        proposed=within(fates.proposal, config.n_proposals),
+        proposed=within(fates.proposal, max(config.n_proposals, N_LISTED)),
         kept=within(fates.region, config.n_regions),
         sure=int((fates.score[chosen] >= SURE).sum()),
         segmented=int(fates.segmented[chosen].sum()),
@@ -305,7 +305,7 @@ def text(measured: MeasuredRegions) -> str:
             f"{measured.n_slices} labelled slices of {measured.n_cases} cases held out by fold {join(measured.folds)}: lesions that are covered by",
             "the first proposals, by the first regions, by a region of such a score, and found by the mask",
             *lines,
-            f"the network makes {measured.n_proposals} proposals of a slice and segments {measured.n_regions} regions",
+            f"the network judges the first {measured.n_proposals} proposals of a slice and segments {measured.n_regions} regions",
             f"false regions with a score of {SURE} or more: {measured.false_regions_per_slice:.2f} a slice",
         ]
     )

@@ -152,10 +152,12 @@ def _mean(probabilities: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 def multiply_adds(run: Run) -> float:
     """What one look at the first case costs, for each voxel of the image; counted, not run."""
-    way_back = facts_of(run, min(run.files)).way_back
+    way_back, network = facts_of(run, min(run.files)).way_back, run.model.configuration.network
+    n_batch, n_channels, n_slices, y, x = _seen_shape(run.model, way_back)
+    n_alike = n_slices if network.n_slices == network.slice_stride == 1 else 1  # each slice from itself alone
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run.model.build().eval().segment(torch.empty(_seen_shape(run.model, way_back)))
-    return float(counter.get_total_flops()) / 2 / math.prod(way_back.geometry.shape_zyx)
+        run.model.build().eval().segment(torch.empty(n_batch, n_channels, n_slices // n_alike, y, x))
+    return n_alike * float(counter.get_total_flops()) / 2 / math.prod(way_back.geometry.shape_zyx)
 
 
 def _seen_shape(model: TrainedModel, way_back: WayBack) -> tuple[int, int, int, int, int]:

@@ -6,7 +6,6 @@ area, overlap nothing and paint nothing. Nothing here has learned weights, and n
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,20 +24,18 @@ def anchors(
     shape_yx: tuple[int, int],
     stride: int,
     size: float,
-    ratios: Sequence[float] = RATIOS,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Boxes (A, 4) of area size² at each cell of a map, ordered by row, column and ratio; not clipped.
+    """Boxes (A, 4) of area size² in each of `RATIOS` at each cell of a map, by row, column and ratio; not clipped.
 
     Args:
         shape_yx: The map's cells.
         stride: Pixels from cell to cell; the centres are at (i + ½) · stride.
         size: Side of the square anchor in pixels.
-        ratios: Height / width of each anchor of a cell.
         device: Where the boxes are made.
     """
     ys, xs = ((torch.arange(n, device=device) + 0.5) * stride for n in shape_yx)
-    root = torch.tensor(ratios, device=device, dtype=torch.float32).sqrt()
+    root = torch.tensor(RATIOS, device=device, dtype=torch.float32).sqrt()
     half = torch.stack((size * root, size / root), -1) / 2  # (ratios, 2)
     centres = torch.stack(torch.meshgrid(ys, xs, indexing="ij"), -1)[:, :, None]  # (rows, columns, 1, 2)
     return torch.cat((centres - half, centres + half), -1).flatten(0, 2)

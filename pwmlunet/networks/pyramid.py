@@ -23,18 +23,27 @@ class Pyramid(nn.Module, ABC):
     """Channels of each map."""
 
     def __init__(
-        self, body: nn.Module, widths: Sequence[int], *, width: int, finest_stride: int, n_levels: int
+        self,
+        body: nn.Module,
+        widths: Sequence[int],
+        *,
+        width: int,
+        finest_stride: int,
+        n_levels: int,
+        dropout: float,
     ) -> None:
-        """For a body whose maps have these widths, finest first."""
+        """For a body whose maps have these widths, finest first; of the deepest a share is left out of a training step."""
         super().__init__()
         self.n_features = 4 * width
         self.strides = tuple(finest_stride * 2**level for level in range(n_levels))
         self.body = body
+        self.dropout = nn.Dropout2d(dropout)
         self.fpn = FeaturePyramid(widths, self.n_features, n_levels)
 
     def forward(self, slices: Tensor) -> list[Tensor]:
         """Maps (N, F, ⌈Y/s⌉, ⌈X/s⌉) of slices (N, C, Y, X) for each stride s, finest first; any Y and X."""
-        maps: list[Tensor] = self.fpn(self.stages(slices))
+        *finer, deepest = self.stages(slices)
+        maps: list[Tensor] = self.fpn([*finer, self.dropout(deepest)])
         return maps
 
     @abstractmethod
@@ -60,9 +69,15 @@ class SmallPyramid(Pyramid):
         first = [2**stage for stage in range(n_stages)].index(finest_stride)
         deeper = [encoder_unit(n_in, n_out, norm) for n_in, n_out in pairwise(widths)]
         body = nn.ModuleList([stem_unit(n_channels, width, norm), *deeper])
-        super().__init__(body, widths[first:], width=width, finest_stride=finest_stride, n_levels=n_levels)
+        super().__init__(
+            body,
+            widths[first:],
+            width=width,
+            finest_stride=finest_stride,
+            n_levels=n_levels,
+            dropout=dropout,
+        )
         self.first = first
-        self.dropout = nn.Dropout2d(dropout)
 
     def stages(self, slices: Tensor) -> list[Tensor]:
         """The maps of each stage from the finest stride on."""
@@ -71,7 +86,7 @@ class SmallPyramid(Pyramid):
             features = unit(features)
             if stage >= self.first:
                 maps.append(features)
-        return [*maps[:-1], self.dropout(maps[-1])]
+        return maps
 
 
 class ResNetPyramid(Pyramid):
@@ -80,10 +95,12 @@ class ResNetPyramid(Pyramid):
     Modules have the names that torchvision gives them, so that its weights fit.
     """
 
-    def __init__(self, n_channels: int, *, depth: int, width: int, norm: Norm, n_levels: int) -> None:
+    def __init__(
+        self, n_channels: int, *, depth: int, width: int, norm: Norm, n_levels: int, dropout: float = 0.0
+    ) -> None:
         widths = [_EXPANSION * width * 2**stage for stage in range(4)]
         body = _ResNet(n_channels, _N_BLOCKS[depth], width, norm)
-        super().__init__(body, widths, width=width, finest_stride=4, n_levels=n_levels)
+        super().__init__(body, widths, width=width, finest_stride=4, n_levels=n_levels, dropout=dropout)
 
     def stages(self, slices: Tensor) -> list[Tensor]:
         """The maps of the four stages, at a 4th to a 32nd of the resolution."""

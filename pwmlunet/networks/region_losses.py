@@ -16,7 +16,7 @@ it by less than a half, and holds it: called background, such boxes kept the sco
 """
 
 N_ANCHORS = 256
-"""Anchors of a slice that a step learns from, at most half of them lesions (Ren et al. 2015)."""
+"""Anchors of a slice that a step takes for background, at most; and half as many, at most, for lesions."""
 
 N_LEARNED, N_SEGMENTED = 48, 16
 """Regions of a slice that the box head learns from, and the most of them that are lesions and teach the mask head."""
@@ -64,7 +64,9 @@ def proposal_losses(
     Lesions weigh as much as background, however few of the anchors are theirs.
     """
     with torch.no_grad():
-        overlaps = boxes.overlap(anchors.expand(len(lesions), -1, -1), lesions)  # (N, A, G)
+        overlaps = torch.stack(
+            [boxes.overlap(anchors, one) for one in lesions]
+        )  # (N, A, G), in little memory
         best, which = overlaps.max(-1)
         is_best = (overlaps == overlaps.amax(1, keepdim=True)) & (overlaps > 0)
         known = _known(anchors.expand(len(lesions), -1, -1), valid)

@@ -17,8 +17,11 @@ from pwmlunet.networks.region_losses import N_SEGMENTED, choose_regions, proposa
 N_CANDIDATES = 512
 """Boxes of a slice that enter the suppression; a slice of lesions of a few pixels has no more to offer."""
 
-MOST_LESIONS = 64
-"""Lesions of a slice that regions are matched to; of more, the largest."""
+N_LISTED = 100
+"""Proposals of a slice that are told of, however few are judged: so one sees whether judging more would find more."""
+
+MOST_LESIONS = 256
+"""Lesions of a slice that regions are matched to, more than slices have; of more, the largest."""
 
 PROPOSAL_OVERLAP, REGION_OVERLAP = 0.7, 0.3
 """Overlaps above which the lower-scored of two proposals, and of two judged regions, is dropped (He et al. 2017)."""
@@ -86,7 +89,7 @@ class Regions:
     """Where lesions may lie in N slices; boxes (y0, x0, y1, x1) in pixels, each list by falling score."""
 
     proposals: Tensor
-    """(N, P, 4), before anything is read from them."""
+    """(N, P, 4), before anything is read from them; the first `n_proposals` were judged."""
     proposal_scores: Tensor
     """(N, P); 0 where a slice has fewer."""
     boxes: Tensor
@@ -144,14 +147,15 @@ class TwoStage(SegmentationNetwork):
         shape_yx = (image.shape[-2], image.shape[-1])
         maps = self.backbone(to_slices(image))
         logits, codes = self.rpn(maps)
-        proposals, proposal_scores = self._propose(logits, codes, self._anchors(maps), shape_yx)
+        n = self.config.n_proposals
+        listed, listed_scores = self._propose(logits, codes, self._anchors(maps), shape_yx, max(n, N_LISTED))
+        proposals, exists = listed[:, :n], listed_scores[:, :n] > 0
         logits, codes = self._judge(maps, proposals, shape_yx)
-        scores = torch.sigmoid(logits) * (proposal_scores > 0)
         found = boxes.clip(boxes.decode(codes, proposals), shape_yx)
+        scores = torch.sigmoid(logits) * exists
         found, scores = _surest(found, scores, self.config.n_regions, REGION_OVERLAP)
-        return Regions(
-            proposals, proposal_scores, found, scores, torch.sigmoid(self._masks(maps, found, shape_yx))
-        )
+        masks = torch.sigmoid(self._masks(maps, found, shape_yx))
+        return Regions(listed, listed_scores, found, scores, masks)
 
     def _anchors(self, maps: list[Tensor]) -> Tensor:
         """The anchors (A, 4) of all levels."""
@@ -161,13 +165,13 @@ class TwoStage(SegmentationNetwork):
 
     @torch.no_grad()
     def _propose(
-        self, logits: Tensor, codes: Tensor, anchors: Tensor, shape_yx: tuple[int, int]
+        self, logits: Tensor, codes: Tensor, anchors: Tensor, shape_yx: tuple[int, int], n: int
     ) -> tuple[Tensor, Tensor]:
-        """Proposals (N, P, 4) and their scores (N, P); nothing is learned through them."""
+        """The n best proposals (N, P, 4) and their scores (N, P); nothing is learned through them."""
         logits, top = logits.topk(min(N_CANDIDATES, len(anchors)))
         codes = codes.gather(1, top[..., None].expand(-1, -1, 4))
         found = boxes.clip(boxes.decode(codes, anchors[top]), shape_yx)
-        return _surest(found, torch.sigmoid(logits), self.config.n_proposals, PROPOSAL_OVERLAP)
+        return _surest(found, torch.sigmoid(logits), n, PROPOSAL_OVERLAP)
 
     def _judge(self, maps: list[Tensor], found: Tensor, shape_yx: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Logits (N, R) that regions are lesions, and codes (N, R, 4) of where they lie more exactly."""
@@ -195,7 +199,7 @@ class TwoStage(SegmentationNetwork):
         logits, codes = self.rpn(maps)
         anchors = self._anchors(maps)
         losses = proposal_losses(logits, codes, anchors, lesions, valid)
-        proposals, scores = self._propose(logits, codes, anchors, shape_yx)
+        proposals, scores = self._propose(logits, codes, anchors, shape_yx, self.config.n_proposals)
         chosen = choose_regions(proposals, scores, lesions, valid)
         logits, codes = self._judge(maps, chosen.boxes, shape_yx)
         losses |= region_losses(logits, codes, chosen)
@@ -237,6 +241,7 @@ def _pyramid(config: TwoStageConfig, n_channels: int) -> Pyramid:
         depth=50 if config.backbone == "resnet50" else 101,
         width=config.width,
         norm=config.norm,
+        dropout=config.dropout,
         n_levels=n_levels,
     )
 

@@ -89,7 +89,12 @@ def reproduce(workspace: Workspace, dataset: str, study: Study, wishes: Wishes) 
         seeds=wishes.seeds,
         smallest_lesion_mm3=plan.smallest_lesion_mm3,
         shrunk=tuple(_shrunk(plan, study, wishes.quick)) if wishes.quick else (),
-        different=(*study.different, *_one_label(scorer.cases, untrained), *_beginning(wishes), *remarks_on_plan(plan, study, wishes.quick)),
+        different=(
+            *study.different,
+            *_one_label(scorer.cases, untrained),
+            *_beginning(wishes),
+            *remarks_on_plan(plan, study, wishes.quick),
+        ),
         remarks=remarks_of(study, rows),
         targets=tabulate(study, rows),
     )

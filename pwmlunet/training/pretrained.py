@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pwmlunet.config import join
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import explain
+from pwmlunet.inference.model import ALL
 from pwmlunet.training.run import RESUME, Run
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 _CHECKPOINT_KEYS = ("model", "state_dict")  # under which a checkpoint of other programs keeps its weights
 
 _OTHER_NAMES = (
+    (re.compile(r"^module\."), ""),  # of a network that several cards trained
     (re.compile(r"(inner|layer)_blocks\.(\d)\.0\."), r"\1_blocks.\2."),
     (re.compile(r"^rpn\.head\.conv\.(0\.0\.)?"), "rpn.conv."),
     *((re.compile(rf"mask_head\.{n}\.0\."), f"mask_head.mask_fcn{n + 1}.") for n in range(4)),
@@ -56,12 +58,20 @@ def check_pretrained(run: Run, folds: Sequence[str]) -> None:
     """Tries the weights that folds are to begin from, on a network without memory.
 
     Raises:
-        PwmlError: as `load_pretrained`; not if every fold has begun, which never needs the file again.
+        PwmlError: as `load_pretrained`, or the weights have learned from cases that a fold holds out; not if every fold
+            has begun, which never needs the file again.
     """
-    if run.config.pretrained and not all(is_begun(run.model.fold_folder(fold)) for fold in folds):
-        with torch.device("meta"):
-            network = run.model.build()
-        load_pretrained(network, run.config.pretrained)
+    path = run.config.pretrained
+    todo = [fold for fold in folds if not is_begun(run.model.fold_folder(fold))]
+    if path is None or not todo:
+        return
+    is_of_dataset = path.resolve().parent.parent.parent == run.model.folder.parent.resolve()
+    learned = path.resolve().parent.name.removeprefix("fold_")
+    if is_of_dataset and (told := [fold for fold in todo if fold not in (learned, ALL)]):
+        raise PwmlError(f"{path} has learned from cases that fold {join(told)} holds out: begin each fold from the same fold of that run, or from another dataset's weights")  # fmt: skip
+    with torch.device("meta"):
+        network = run.model.build()
+    load_pretrained(network, path)
 
 
 def load_pretrained(network: nn.Module, path: Path) -> Pretrained:
@@ -157,7 +167,7 @@ def _first_kernel(network: nn.Module) -> str | None:
 
 def _fit_channels(kernel: Tensor, ours: Tensor) -> Tensor:
     """A kernel (out, in, …) for as many input channels as ours; itself where more than these differ."""
-    if kernel.shape == ours.shape or kernel[:, :1].shape != ours[:, :1].shape:
+    if kernel.ndim != ours.ndim or kernel.shape == ours.shape or kernel[:, :1].shape != ours[:, :1].shape:
         return kernel
     mean = kernel.float().mean(1, keepdim=True)
     return mean.expand_as(ours) * (kernel.shape[1] / ours.shape[1])

@@ -149,15 +149,22 @@ def test_the_small_pyramid_begins_at_its_finest_stride() -> None:
 
 
 @torch.no_grad()
-def test_dropout_takes_whole_maps_of_the_deepest_stage_alone() -> None:
+@pytest.mark.parametrize("backbone", ["small", "resnet"])
+def test_dropout_takes_whole_maps_of_the_deepest_stage_alone(backbone: str) -> None:
     torch.manual_seed(0)
-    pyramid = small(dropout=0.5)
-    image = random_slices(2, 2, 32, 48)
-    *fine, deep = pyramid.train().stages(image)
-    *kept, whole = pyramid.eval().stages(image)
-    torch.testing.assert_close(fine, kept)
-    left_out = (deep == 0).flatten(2).all(2)
+    if backbone == "small":
+        pyramid: Pyramid = small(dropout=0.5)
+    else:
+        pyramid = ResNetPyramid(2, depth=50, width=2, norm="instance", n_levels=4, dropout=0.5)
+    seen: list[list[Tensor]] = []
+    pyramid.fpn.register_forward_pre_hook(lambda _, given: seen.append(list(given[0])))
+    image = random_slices(2, 2, 64, 96)
+    pyramid.train()(image)
+    pyramid.eval()(image)
+    (*fine, deep), (*kept, whole) = seen
+    left_out = (deep == 0).flatten(2).all(2) & ~(whole == 0).flatten(2).all(2)
     assert 0 < left_out.sum() < left_out.numel()
+    torch.testing.assert_close(fine, kept)
     torch.testing.assert_close(deep[~left_out], 2 * whole[~left_out])
 
 

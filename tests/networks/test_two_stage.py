@@ -10,7 +10,7 @@ from pwmlunet.networks import boxes
 from pwmlunet.networks.base import Batch, NetworkConfig
 from pwmlunet.networks.region_heads import ProposalHead, RegionHeads
 from pwmlunet.networks.region_losses import choose_regions, draw_some, proposal_losses
-from pwmlunet.networks.two_stage import PROPOSAL_OVERLAP, REGION_OVERLAP, TwoStage, TwoStageConfig
+from pwmlunet.networks.two_stage import N_LISTED, PROPOSAL_OVERLAP, REGION_OVERLAP, TwoStage, TwoStageConfig
 
 SMALL = TwoStageConfig(width=4, n_stages=3, anchor_sizes=(4.0, 8.0), n_proposals=12, n_regions=6)
 
@@ -82,7 +82,22 @@ def test_no_two_regions_share_much(trained: TwoStage) -> None:
         for boxes_of_slice, kept in zip(found, scores > 0, strict=True):
             shared = boxes.overlap(boxes_of_slice[kept], boxes_of_slice[kept])
             assert kept.sum() > 3 and shared.fill_diagonal_(0).max() <= most
-    assert regions.proposals.shape[1] == SMALL.n_proposals and regions.boxes.shape[1] == SMALL.n_regions
+    assert regions.proposals.shape[1] == N_LISTED and regions.boxes.shape[1] == SMALL.n_regions
+
+
+@torch.no_grad()
+def test_proposals_that_are_only_listed_are_not_judged(trained: TwoStage) -> None:
+    config = trained.config
+    few = replace(config, n_proposals=1).build(1, 1).eval()
+    few.load_state_dict(trained.state_dict())
+    found, all_found = few.find_regions(dots(4).image), trained.find_regions(dots(4).image)
+    assert torch.equal(found.proposals, all_found.proposals)
+    assert (found.scores > 0).sum(1).max() == 1 < (all_found.scores > 0).sum(1).min()
+
+
+def test_every_backbone_gets_the_dropout() -> None:
+    for config in (SMALL, TwoStageConfig(width=2, backbone="resnet50", n_stages=6, finest_stride=4)):
+        assert replace(config, dropout=0.4).build(1, 1).backbone.dropout.p == 0.4
 
 
 @torch.no_grad()

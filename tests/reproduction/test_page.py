@@ -100,7 +100,9 @@ def test_slices_left_out_stand_beside_what_the_paper_counts(page) -> None:
 
 
 def test_counts_are_written_in_full() -> None:
-    assert ours(PaperFigure(None, 1234.0, 1200.0, 1268.5, 2000), counts=True) == "1234 of 2000 (1200 to 1268.5)"
+    assert (
+        ours(PaperFigure(None, 1234.0, 1200.0, 1268.5, 2000), counts=True) == "1234 of 2000 (1200 to 1268.5)"
+    )
 
 
 def test_a_table_without_rows_is_left_out(page) -> None:

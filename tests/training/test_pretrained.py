@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pwmlunet.errors import PwmlError
+from pwmlunet.files import make_folder
 from pwmlunet.inference.model import load_tensors
 from pwmlunet.networks.two_stage import TwoStage, TwoStageConfig
 from pwmlunet.networks.unet import UNetConfig
@@ -216,6 +217,7 @@ class Code:
         ({}, "nothing in .*given.pth fits the network by name and shape: leave out --pretrained"),
         ({"epoch": 3, 4: torch.zeros(2)}, "nothing in .*given.pth fits"),
         ({"rpn.conv.weight": torch.zeros(2)}, "nothing in .*given.pth fits"),
+        ({"backbone.body.conv1.weight": torch.zeros(4)}, "nothing in .*given.pth fits"),
         ({"rpn.conv.bias": torch.zeros(16)}, "nothing in .*given.pth fits"),
     ],
 )
@@ -350,6 +352,27 @@ def test_the_command_takes_the_file_from_any_folder(home, given, command, tmp_pa
     monkeypatch.chdir(tmp_path.parent)
     code, printed, _ = command("train", "1", "0", *options, "--pretrained", f"{tmp_path.name}/given.pth")
     assert code == 0 and "fold 0 is trained already" in printed
+
+
+def test_weights_that_know_a_held_out_case_are_refused(run_of):
+    run = run_of("first")
+    for fold in ("0", "all"):
+        torch.save(run.model.build().state_dict(), make_folder(run.model.fold_folder(fold)) / "weights.pt")
+    second = run_of("second", pretrained=run.model.fold_folder("0") / "weights.pt")
+    check_pretrained(second, ["0"])
+    check_pretrained(second, ["all"])
+    with pytest.raises(PwmlError, match="has learned from cases that fold 1 holds out"):
+        check_pretrained(second, ["0", "1"])
+    third = run_of("third", pretrained=run.model.fold_folder("all") / "weights.pt")
+    with pytest.raises(PwmlError, match="has learned from cases that fold 0 holds out"):
+        check_pretrained(third, ["0"])
+
+
+def test_names_may_begin_as_several_cards_write_them(tmp_path: Path) -> None:
+    state = state_of(mask_rcnn(1))
+    network = mask_rcnn(2)
+    load_pretrained(network, saved(tmp_path, {f"module.{name}": value for name, value in state.items()}))
+    assert same(state_of(network), state)
 
 
 @pytest.mark.parametrize("content", [None, b"half"])

@@ -11,10 +11,13 @@ from pwmlunet.evaluation.bootstrap import Interval
 from pwmlunet.evaluation.lesions import find_lesions
 from pwmlunet.evaluation.probabilities import write_probability
 from pwmlunet.inference.choosing import Wish
+from pwmlunet.inference.counting import count, make_grid
+from pwmlunet.inference.crf_trial import _choose, _pixels_mm, _Tried, settings
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
-from pwmlunet.inference.runs import gather_runs, multiply_adds
+from pwmlunet.inference.runs import gather_runs, multiply_adds, tabulate_groups
 from pwmlunet.inference.selection import find_best, find_models, read_best
+from pwmlunet.networks.dense_crf import DenseCrfConfig
 
 FOLDS = {"sub-01_ses-1": "0", "sub-01_ses-2": "0", "sub-02": "1", "sub-03": "2", "sub-04": "3"}
 
@@ -356,8 +359,8 @@ def test_a_crf_that_helps_for_certain_is_taken(many):
     found = many.find(criterion="dice", crf=True)
     crf, chosen = found.postprocessing.crf, found.postprocessing.chosen
     assert crf is not None and not crf.may_delete
-    assert "a dense CRF was tried (9 settings, chosen by the other subjects): dice +" in found.text
-    assert chosen.reasons[-1].endswith(", taken") and "after a dense CRF (smooth 1.18 mm" in found.text
+    assert "a dense CRF was tried (12 settings, chosen by the other subjects): dice +" in found.text
+    assert chosen.reasons[-1].endswith(", taken") and "after a dense CRF (smooth " in found.text
     assert Postprocessing.read(run / "postprocessing.json") == found.postprocessing
     assert chosen.figures["nested"].recall.value == 1
 
@@ -369,10 +372,55 @@ def test_a_crf_that_changes_nothing_for_the_better_is_left_out(many, criterion):
     assert found.postprocessing.crf is None
     (reason,) = set(found.postprocessing.chosen.reasons) - set(without.postprocessing.chosen.reasons)
     assert reason.startswith(
-        f"a dense CRF was tried (9 settings, chosen by the other subjects): {criterion} "
+        f"a dense CRF was tried (12 settings, chosen by the other subjects): {criterion} "
     )
     assert reason.endswith("], left out") and reason in found.text
     assert replace(found.postprocessing, chosen=None) == replace(without.postprocessing, chosen=None)
+
+
+def test_crfs_of_prepared_and_of_own_pixels_are_tried():
+    fine, coarse = settings([0.3, 0.7])[:6], settings([0.3, 0.7])[6:]
+    assert fine[0] == DenseCrfConfig.of_paper((0.3, 0.3)) and coarse[0] == DenseCrfConfig.of_paper((0.7, 0.7))
+    for crfs in (fine, coarse):
+        assert len(set(crfs)) == 6 and {(crf.smooth_mm, crf.alike_mm) for crf in crfs} == {
+            (crfs[0].smooth_mm, crfs[0].alike_mm)
+        }
+        assert [crf.alike_weight for crf in crfs] == pytest.approx([10, 10, 3, 3, 1, 1])
+        assert {crf.alike_intensity for crf in crfs} == {6 / 255, 12 / 255}
+
+
+def test_pixels_are_those_of_the_prepared_grid_and_then_the_cases_own(runs):
+    runs.add("run", perfect)
+    group = tuple(gather_runs(runs.folder, runs.prepared, ["run"]))
+    ways = [group[0].store.facts(name).way_back for name in FOLDS]
+    prepared = np.median([np.prod(way.spacing_zyx_mm[1:]) ** 0.5 for way in ways])
+    own = np.median([np.prod(way.geometry.spacing_zyx_mm[1:]) ** 0.5 for way in ways])
+    assert _pixels_mm(group) == pytest.approx([prepared, own], rel=0.05)
+    for way, name in zip(ways, FOLDS, strict=True):  # as if nothing had been resampled
+        path = group[0].store.folder / name / "case.json"
+        facts = json.loads(path.read_text())
+        facts["way_back"]["grid_shape_zyx"] = [stop - start for start, stop in way.box_zyx]
+        path.write_text(json.dumps(facts))
+    assert _pixels_mm(group) == pytest.approx([own], rel=0.05)
+
+
+def test_a_setting_that_cannot_keep_the_wish_is_chosen_only_where_none_can(many):
+    many.add("perfect", perfect)
+    (run,) = gather_runs(many.folder, many.prepared, ["perfect"])
+    (tables,) = tabulate_groups([run], [(run,)])
+    grid = make_grid(tables)
+    good = count(tables, grid)
+    bad = replace(good, n_found=good.n_found * 0, n_predicted=good.n_predicted * 0)
+    crf = DenseCrfConfig.of_paper((1, 1))
+    tried = [_Tried(crf, tables, grid, counts) for counts in (bad, good)]
+
+    def score(counts):  # the fewer are found the better
+        return counts.n_reference - counts.n_found[0], counts.n_reference
+
+    assert _choose(tried, score, None)[0] == 0
+    best, nested = _choose(tried, score, Wish(at_least_recall=0.5))
+    assert best == 1 and nested.n_found.sum() == nested.n_reference.sum()
+    assert _choose(tried, score, Wish(at_least_recall=0.999))[0] == 0
 
 
 def test_too_few_lesions_try_no_crf(runs):

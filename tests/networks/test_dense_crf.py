@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,6 +147,14 @@ def test_values_out_of_range_are_told(values):
     assert DenseCrfConfig.from_dict(CONFIG.to_dict(), "postprocessing.json: crf") == CONFIG
     with pytest.raises(PwmlError, match=f"postprocessing.json: crf: {next(iter(values))}"):
         DenseCrfConfig.from_dict(CONFIG.to_dict() | values, "postprocessing.json: crf")
+
+
+def test_what_is_not_usual_is_said():
+    usual = DenseCrfConfig.of_paper((0.5, 0.5))
+    words = "smooth 1 mm × 3, alike 2 mm and 0.024 of the range × 10"
+    assert usual.in_words() == f"dense CRF ({words})"
+    unusual = replace(usual, n_iterations=3, may_delete=True)
+    assert unusual.in_words() == f"dense CRF ({words}, 3 steps, may delete lesions)"
 
 
 def test_it_counts_memory_on_the_meta_device():

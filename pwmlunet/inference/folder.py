@@ -51,7 +51,7 @@ def predict_folder(
     todo = [c for c in cases if not (skip_existing and (output / f"{c.name}{file_ending}").is_file())]
     for case in tqdm(todo, "predict", leave=False, disable=len(todo) < 2):
         try:
-            with enough_memory("of networks, try --device cpu, or one of them alone (--folds)"):
+            with enough_memory("try --device cpu, or one of the networks alone (--folds)"):
                 prediction = predictor.predict_files(case)
             write_lesion_table(output, _table(predictor, case.name, prediction))
             if save_probabilities:

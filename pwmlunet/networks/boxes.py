@@ -95,18 +95,20 @@ def enlarge(boxes: Tensor, factor: float, shape_yx: tuple[int, int]) -> Tensor:
 
 def overlap(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union (..., N, M) of boxes (..., N, 4) and (..., M, 4); 0 for boxes without area."""
+    first, second = (boxes.movedim(-1, 0).contiguous() for boxes in (first, second))  # twice as fast
     sides = []
     for axis in (0, 1):
-        start = torch.maximum(first[..., :, None, axis], second[..., None, :, axis])
-        stop = torch.minimum(first[..., :, None, axis + 2], second[..., None, :, axis + 2])
+        start = torch.maximum(first[axis, ..., :, None], second[axis, ..., None, :])
+        stop = torch.minimum(first[axis + 2, ..., :, None], second[axis + 2, ..., None, :])
         sides.append((stop - start).clamp(min=0))
     shared = sides[0] * sides[1]
     union = _area(first)[..., :, None] + _area(second)[..., None, :] - shared
     return shared / union.clamp(min=_SMALLEST_SIDE**2)
 
 
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+def _area(sides: Tensor) -> Tensor:
+    """Of boxes whose four places stand first, (4, ..., N)."""
+    return (sides[2] - sides[0]) * (sides[3] - sides[1])
 
 
 def suppress(boxes: Tensor, valid: Tensor, most_overlap: float) -> Tensor:

@@ -14,7 +14,10 @@ from pwmlunet.reproduction.scoring import ASKED
 from pwmlunet.reproduction.studies import get_study
 from pwmlunet.reproduction.study import Study, Table
 
-HONEST = {**ASKED, "lesion_precision": "lesion precision", "dice": "Dice"}
+HONEST = {
+    name: ASKED.get(name, "lesion precision")
+    for name in ("lesion_f1", "lesion_recall", "lesion_precision", "dice")
+}
 """The honest scores with their headings."""
 
 _SENTENCES = {

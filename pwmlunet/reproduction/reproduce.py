@@ -92,7 +92,7 @@ def reproduce(workspace: Workspace, dataset: str, study: Study, wishes: Wishes) 
         different=(
             *study.different,
             *_one_label(scorer.cases, untrained),
-            *_beginning(wishes),
+            *(_beginning(wishes) if runs else ()),
             *remarks_on_plan(plan, study, wishes.quick),
         ),
         remarks=remarks_of(study, rows),

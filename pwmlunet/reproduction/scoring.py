@@ -22,7 +22,7 @@ from pwmlunet.reproduction.study import Question, Study, StudyRow
 
 _WORKERS = 2  # each holds a whole volume
 
-ASKED = {"lesion_f1": "lesion F1", "lesion_recall": "lesion recall"}
+ASKED = {"lesion_f1": "lesion F1", "lesion_recall": "lesion recall", "dice": "Dice"}
 """The scores whose differences answer a question."""
 
 

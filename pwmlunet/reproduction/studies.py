@@ -226,7 +226,7 @@ RS_RCNN = Study(
         Question("Does the heuristic RPN help (C against B)?", "C", "B"),
         Question("Does the light mask head help (D against C)?", "D", "C"),
         Question("Does the dense CRF help (E against D)?", "E", "D"),
-        Question("Does it where it may delete no lesion (E_keep against D)?", "E_keep", "D"),
+        Question("Does the dense CRF help where it may delete no lesion (E_keep against D)?", "E_keep", "D"),
         Question("Do a region's surroundings help (k = 1.3 against k = 1)?", "C", "k1.0"),
         Question("Does training help (C against A)?", "C", "A"),
     ),

@@ -161,6 +161,14 @@ def test_the_mask_heads_have_the_published_sizes(light: bool, n_parameters: int)
     )
 
 
+def test_width_64_has_the_published_channels() -> None:
+    with torch.device("meta"):
+        network = TwoStageConfig(width=64).build(1, 1)
+    assert network.rpn.conv.weight.shape == (512, 256, 3, 3)
+    assert network.roi_heads.box_head.fc6.weight.shape == (1024, 256 * 49)
+    assert network.roi_heads.mask_head.mask_fcn1.weight.shape == (256, 256, 3, 3)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
 @pytest.mark.parametrize("mask_head", ["lrs", "mask_rcnn"])
@@ -206,6 +214,7 @@ def test_a_lesion_without_a_good_anchor_has_the_best_one() -> None:
     assert logits.grad is not None
     best = boxes.overlap(anchors[None], lesion)[0, :, 0]
     assert torch.equal(logits.grad[0] < 0, best == best.max())
+    assert logits.grad.clamp(max=0).sum().item() == pytest.approx(-0.25)  # half of the loss, of each a half
     assert losses["proposal_box"] > 0
 
 

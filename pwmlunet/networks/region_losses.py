@@ -109,7 +109,6 @@ def _cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
 
 def _box_loss(codes: Tensor, found: Tensor, lesions: Tensor, positive: Tensor) -> Tensor:
     """Smooth L1 (Girshick 2015, eq. 3) between codes and where lesions lie from the boxes, mean over the sides."""
-    lesions = torch.where(positive[..., None], lesions, found)  # a box without area has no code
     loss = F.smooth_l1_loss(codes, boxes.encode(lesions, found), reduction="none").mean(-1)
     return _mean(loss, positive)
 

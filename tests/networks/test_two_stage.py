@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from pwmlunet.errors import PwmlError
 from pwmlunet.networks import boxes
 from pwmlunet.networks.base import Batch, NetworkConfig
-from pwmlunet.networks.region_heads import ProposalHead, RegionHeads
+from pwmlunet.networks.region_heads import ProposalHead, RegionHeads, _by_anchor
 from pwmlunet.networks.region_losses import choose_regions, draw_some, proposal_losses
 from pwmlunet.networks.two_stage import N_LISTED, PROPOSAL_OVERLAP, REGION_OVERLAP, TwoStage, TwoStageConfig
 
@@ -161,6 +161,15 @@ def test_the_mask_heads_have_the_published_sizes(light: bool, n_parameters: int)
     )
 
 
+def test_what_is_said_of_anchors_is_ordered_as_they_are() -> None:
+    maps = torch.arange(2.0 * 2 * 3 * 4 * 5).reshape(2, 6, 4, 5)  # two values for each of three ratios
+    said = _by_anchor(maps, 2)
+    assert said.shape == (2, 60, 2)
+    for row, column, ratio, value in ((0, 4, 2, 1), (3, 1, 0, 0), (2, 3, 1, 1)):
+        anchor = (row * 5 + column) * 3 + ratio
+        assert torch.equal(said[:, anchor, value], maps[:, 2 * ratio + value, row, column])
+
+
 def test_width_64_has_the_published_channels() -> None:
     with torch.device("meta"):
         network = TwoStageConfig(width=64).build(1, 1)
@@ -240,6 +249,14 @@ def test_regions_of_lesions_stand_first_and_are_a_third() -> None:
     assert (boxes.overlap(chosen.boxes[:1, :16], lesions[:1, :1]) >= 0.5).all()
     assert torch.equal(chosen.lesions[0, :16], lesions[0, :1].expand(16, -1))
     assert chosen.counted[1].all()
+
+
+def test_a_box_beside_a_lesion_counts_nowhere() -> None:
+    lesion = torch.tensor([[[4.0, 4, 8, 8]]])
+    proposals = lesion + torch.tensor([[0.0], [2], [12]])  # overlaps of 1, 1/7 and 0
+    chosen = choose_regions(proposals, torch.ones(1, 3), lesion, torch.ones(1, 1, 32, 32))
+    counted = {tuple(box) for box in chosen.boxes[chosen.counted].tolist()}
+    assert counted == {(4, 4, 8, 8), (16, 16, 20, 20)}
 
 
 def test_some_are_drawn_at_random() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pwmlunet import __version__
 from pwmlunet.errors import PwmlError
@@ -66,6 +67,16 @@ def add_device(parser: Parser) -> None:
     """Adds --device."""
     parser.add_argument(
         "--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)"
+    )
+
+
+def add_pretrained(parser: Parser) -> None:
+    """Adds --pretrained, a path that means the same in every folder."""
+    parser.add_argument(
+        "--pretrained",
+        type=lambda text: str(Path(text).expanduser().absolute()),
+        metavar="FILE",
+        help="weights to begin from, such as weights.pt of another run or those of a torchvision network",
     )
 
 

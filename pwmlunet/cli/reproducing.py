@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pwmlunet.cli.command import Parser, add_device, command, new_parser, say
+from pwmlunet.cli.command import Parser, add_device, add_pretrained, command, new_parser, say
 
 
 def _run_reproduce(arguments: argparse.Namespace) -> None:
@@ -22,7 +22,7 @@ def _run_reproduce(arguments: argparse.Namespace) -> None:
         folds=tuple(arguments.folds),
         seeds=tuple(arguments.seeds),
         device=arguments.device,
-        pretrained=arguments.pretrained and arguments.pretrained.expanduser().absolute(),
+        pretrained=Path(arguments.pretrained) if arguments.pretrained else None,
         quick=QUICK if arguments.quick else None,
     )
     try:
@@ -59,7 +59,7 @@ def reproduce() -> Parser:
         action="store_true",
         help="small networks and short trainings, for a CPU; the page says what was shrunk",
     )
-    parser.add_argument("--pretrained", type=Path, metavar="FILE", help="weights that every training begins from, such as those of a torchvision Mask R-CNN")  # fmt: skip
+    add_pretrained(parser)
     add_device(parser)
     parser.add_argument("-o", "--output", type=Path, help="the page (default: reproduction_STUDY.html in the dataset's results)")  # fmt: skip
     return parser

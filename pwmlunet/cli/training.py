@@ -4,10 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from pwmlunet.cli.command import Parser, add_device, command, new_parser, say
+from pwmlunet.cli.command import Parser, add_device, add_pretrained, command, new_parser, say
 from pwmlunet.errors import PwmlError
 
 _TRAINING_OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
@@ -70,11 +69,6 @@ def _recipe(arguments: argparse.Namespace) -> Any:
     return TrainingConfig.from_dict(values, "the recipe")
 
 
-def _place(text: str) -> str:
-    """A path that means the same in every folder."""
-    return str(Path(text).expanduser().absolute())
-
-
 def _set(values: dict[str, Any], setting: str) -> None:
     """Lays KEY=VALUE over nested values; a key may be augmentation.noise."""
     key, separator, text = setting.partition("=")
@@ -106,7 +100,7 @@ def train() -> Parser:
     parser.add_argument("--recipe", default="default", help="default or trident_paper")
     for option, (field, kind, text) in _TRAINING_OPTIONS.items():
         parser.add_argument(option, dest=field, type=kind, help=text)
-    parser.add_argument("--pretrained", type=_place, metavar="FILE", help="weights to begin from, such as weights.pt of another run or those of a torchvision network")  # fmt: skip
+    add_pretrained(parser)
     add_device(parser)
     parser.add_argument("--compile", action="store_true", help="try torch.compile")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of training.json, such as augmentation.noise=0.1")  # fmt: skip

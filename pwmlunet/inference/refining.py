@@ -6,7 +6,7 @@ Exact mean field is for lesions of a few voxels. A region of more than `MOST_PIX
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class SeenImage:
     """(C, Z, Y, X), slices first, on the case's own pixels; of the range in the head, each channel from 0 to 1."""
     spacing_zyx_mm: tuple[float, float, float]
     """Of slices, rows and columns."""
-    orientation: Orientation = field(default_factory=Orientation)
+    orientation: Orientation
     """Where they lie in the case's own files."""
 
     @classmethod
@@ -157,14 +157,9 @@ def _keep_lesions(
         became[lost] = was[lost]
     if len(before) == 1:
         return
-    firsts = (
-        before.argmax(0),
-        after.argmax(0),
-    )  # of targets that exclude each other another may take the place
-    for k in range(len(before)):
-        was, became = (
-            np.where(first == k, p[k], 0) for first, p in zip(firsts, (before, after), strict=True)
-        )
+    first_before, first_after = before.argmax(0), after.argmax(0)
+    for k in range(len(before)):  # where targets exclude each other, another one may have taken the place
+        was, became = np.where(first_before == k, before[k], 0), np.where(first_after == k, after[k], 0)
         lost = _lost(was, became, thresholds)
         after[:, lost] = before[:, lost]
 

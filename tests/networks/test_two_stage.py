@@ -6,11 +6,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pwmlunet.errors import PwmlError
-from pwmlunet.networks import boxes
+from pwmlunet.networks import boxes, two_stage
 from pwmlunet.networks.base import Batch, NetworkConfig
 from pwmlunet.networks.region_heads import ProposalHead, RegionHeads, _by_anchor
 from pwmlunet.networks.region_losses import choose_regions, draw_some, proposal_losses
-from pwmlunet.networks.two_stage import N_LISTED, PROPOSAL_OVERLAP, REGION_OVERLAP, TwoStage, TwoStageConfig
+from pwmlunet.networks.two_stage import (
+    N_LISTED,
+    PROPOSAL_OVERLAP,
+    REGION_OVERLAP,
+    TwoStage,
+    TwoStageConfig,
+)
 
 SMALL = TwoStageConfig(width=4, n_stages=3, anchor_sizes=(4.0, 8.0), n_proposals=12, n_regions=6)
 
@@ -93,6 +99,20 @@ def test_proposals_that_are_only_listed_are_not_judged(trained: TwoStage) -> Non
     found, all_found = few.find_regions(dots(4).image), trained.find_regions(dots(4).image)
     assert torch.equal(found.proposals, all_found.proposals)
     assert (found.scores > 0).sum(1).max() == 1 < (all_found.scores > 0).sum(1).min()
+
+
+@torch.no_grad()
+def test_boxes_that_fill_a_slice_up_are_not_judged(
+    trained: TwoStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(two_stage, "PROPOSAL_OVERLAP", 0.0)  # few are left, and all that were dropped fill up
+    monkeypatch.setattr(two_stage, "REGION_OVERLAP", 1.0)
+    network = replace(SMALL, n_proposals=60, n_regions=60).build(1, 1).eval()
+    network.load_state_dict(trained.state_dict())
+    found = network.find_regions(torch.zeros(1, 1, 1, 8, 12))
+    n_proposals = int((found.proposal_scores > 0).sum())
+    assert 0 < n_proposals < 60 and found.proposals[0, n_proposals:60].any()
+    assert (found.scores > 0).sum() == n_proposals
 
 
 def test_every_backbone_gets_the_dropout() -> None:

@@ -32,12 +32,14 @@ from pwmlunet.inference.postprocessing import Choice, Estimate, Figures, Postpro
 from pwmlunet.inference.selection import Best
 from pwmlunet.inference.selection import Candidate as Contender
 from pwmlunet.networks import NETWORKS
+from pwmlunet.networks.correction import CorrectionConfig
 from pwmlunet.networks.dense_crf import DenseCrfConfig
 from pwmlunet.planning.density import DensityConfig
 from pwmlunet.planning.fingerprint import CaseFingerprint, ChannelFacts, Fingerprint, LesionFacts
 from pwmlunet.planning.plan import Configuration, Decision, ExpectedInput, Plan
 from pwmlunet.planning.preprocessing import NORMALISATIONS, Preparation
 from pwmlunet.training.config import RECIPES, AugmentationConfig, TrainingConfig
+from pwmlunet.training.correction_learning import CorrectionRecipe
 from pwmlunet.training.losses import LOSSES
 
 _CONFIGURATION = """\
@@ -83,6 +85,7 @@ def configuration() -> str:
                 for name, network in NETWORKS.items()
                 for line in _section(network, f'`network` with `"type": "{name}"`')
             ),
+            *_section(CorrectionConfig, "`correction`"),
             *_section(ExpectedInput, "`expected_input`"),
             *_section(Decision, "`decisions`: a list of"),
             "## training.json\n",
@@ -95,6 +98,9 @@ def configuration() -> str:
                 "`augmentation`",
                 {n: r.augmentation.to_dict() for n, r in RECIPES.items()},
             ),
+            "## correction/training.json\n",
+            "How `pwml_train_correction` trains; any value may be changed with `--set KEY=VALUE`.\n",
+            *_section(CorrectionRecipe, "The recipe of correction networks"),
             "## postprocessing.json\n",
             *_section(Postprocessing, "The whole file"),
             *_section(DenseCrfConfig, "`crf`"),

@@ -154,7 +154,7 @@ def test_a_wrong_number_of_cases(raw, refuses):
 def test_a_missing_channel(raw, refuses):
     edit(raw / "dataset.json", lambda content: content.update(channel_names={"0": "T1", "1": "T2"}))
     complaint = refuses("plan_and_preprocess", "-d", "1")
-    assert "case sub-02: channel 1 is missing (sub-02_0001.nii.gz): add the file" in complaint
+    assert "case sub-02: channel 1 (T2) is missing (sub-02_0001.nii.gz): add the file" in complaint
 
 
 def test_two_datasets_with_one_number(home, raw, refuses):

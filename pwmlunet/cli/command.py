@@ -2,12 +2,14 @@
 
 import argparse
 import functools
+import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pwmlunet import __version__
 from pwmlunet.errors import PwmlError
@@ -78,6 +80,36 @@ def add_pretrained(parser: Parser) -> None:
         metavar="FILE",
         help="weights to begin from, such as weights.pt of another run or those of a torchvision network",
     )
+
+
+def add_settings(parser: Parser, example: str) -> None:
+    """Adds --set, for any setting of a JSON file."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"any setting of {example}")  # fmt: skip
+
+
+def overlay(values: dict[str, Any], setting: str) -> None:
+    """Lays KEY=VALUE of --set over nested values, the value being JSON or text."""
+    key, separator, text = setting.partition("=")
+    if not separator:
+        raise PwmlError(f"--set {setting}: write KEY=VALUE, such as augmentation.noise=0.1")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    try:
+        lay(values, key, value)
+    except PwmlError as error:
+        raise PwmlError(f"--set {setting}: {error}") from None
+
+
+def lay(values: dict[str, Any], key: str, value: Any) -> None:
+    """Lays one value over nested ones; a key may be augmentation.noise."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise PwmlError(f"{parent!r} holds no further settings")
+    values[last] = value
 
 
 def count_cases(n: int) -> str:

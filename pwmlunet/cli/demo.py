@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pwmlunet.cli.command import Command, Parser, command, new_parser, say
+from pwmlunet.cli.correcting import train_correction
 from pwmlunet.cli.predicting import predict
 from pwmlunet.cli.preparing import plan_and_preprocess
 from pwmlunet.cli.scoring import evaluate, report
@@ -26,6 +27,11 @@ class _Demo:
     """Training cases."""
     epochs: int
     """Of each fold, so that the whole job takes a few minutes on two cores."""
+    seed: int = 0
+    configuration: str | None = None
+    """What is trained; none for the plan's default."""
+    corrects: bool = False
+    """Whether a correction network learns from the candidates."""
 
     @property
     def dataset(self) -> str:
@@ -44,6 +50,18 @@ _DEMOS = {
         n_train=23,
         epochs=32,
     ),
+    # its primary network finds lesions, whose kinds its correction network tells
+    "flair": _Demo(
+        3,
+        "SyntheticFLAIR",
+        "synthetic pairs of T2 FLAIR and T1 FLAIR",
+        Path("demo", "flair"),
+        n_train=24,
+        epochs=12,
+        seed=2,  # both kinds are among the four that are held out
+        configuration="primary_2d",
+        corrects=True,
+    ),
 }
 
 
@@ -58,7 +76,7 @@ def _run_demo(arguments: argparse.Namespace) -> None:
     os.environ["PWML_HOME"] = str(home)
     for variable in ("PWML_RAW", "PWML_PREPROCESSED", "PWML_RESULTS", "nnUNet_raw"):
         os.environ.pop(variable, None)
-    for step, options in _steps(str(demo.number), home, raw, epochs):
+    for step, options in _steps(demo, home, raw, epochs):
         say(f"\n$ pwml_{step.__name__} {' '.join(options)}")
         step(options)
     say(f"\ndone; open {home / 'report.html'} in a browser")
@@ -71,16 +89,18 @@ def _write_cases(raw: Path, modality: str, demo: _Demo) -> None:
         raise PwmlError(f"{others[0]} is another dataset: give the demo a --folder of its own")
     say(f"{demo.cases} in {raw}", flush=True)  # making them takes a while
     if not (raw / "dataset.json").is_file():
-        write_dataset(raw, modality=modality, n_train=demo.n_train)
+        write_dataset(raw, modality=modality, n_train=demo.n_train, seed=demo.seed)
 
 
-def _steps(number: str, home: Path, raw: Path, epochs: int) -> list[tuple[Command, list[str]]]:
+def _steps(demo: _Demo, home: Path, raw: Path, epochs: int) -> list[tuple[Command, list[str]]]:
     """Each command of the whole job and its options."""
-    predictions = home / "predictions"
+    number, predictions = str(demo.number), home / "predictions"
+    chosen = ["-c", demo.configuration] if demo.configuration else []
     images, masks = ["--images", str(raw / "imagesTs")], ["-r", str(raw / "labelsTs"), "-p", str(predictions)]
     return [
         (plan_and_preprocess, ["-d", number]),
-        (train, [number, "0", "1", "--epochs", str(epochs)]),
+        (train, [number, "0", "1", *chosen, "--epochs", str(epochs)]),
+        *([(train_correction, [number, *chosen])] if demo.corrects else []),
         (find_best, [number]),
         (predict, ["-i", str(raw / "imagesTs"), "-o", str(predictions), "--save-probabilities", "--review"]),
         (evaluate, [*masks, *images]),
@@ -92,16 +112,19 @@ def _steps(number: str, home: Path, raw: Path, epochs: int) -> list[tuple[Comman
 def demo() -> Parser:
     """pwml_demo: the whole job on synthetic cases."""
     parser = new_parser(
-        "pwml_demo", "Make synthetic cases, then plan, train, calibrate, predict, score and report."
+        "pwml_demo",
+        "Make synthetic cases, then plan, train, correct (flair), calibrate, predict, score and report.",
     )
     parser.add_argument(
         "--modality",
         choices=sorted(_DEMOS),
         default="t1",
-        help="t1: neonatal heads; cus: cranial ultrasound in three dimensions (default: t1)",
+        help="t1: neonatal heads; cus: cranial ultrasound in three dimensions; flair: pairs of T2 FLAIR and T1 FLAIR (default: t1)",
     )
-    parser.add_argument("--folder", type=Path, help="where everything goes (default: demo; demo/cus for cus)")
     parser.add_argument(
-        "--epochs", type=int, help="epochs of each of the two folds (default: 20; 32 for cus)"
+        "--folder", type=Path, help="where everything goes (default: demo; demo/cus or demo/flair for those)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, help="epochs of each of the two folds (default: 20; 32 for cus, 12 for flair)"
     )
     return parser

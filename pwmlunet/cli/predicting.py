@@ -27,6 +27,7 @@ _OF_NETWORKS = {
     "model": "-m",
     "folds": "-f",
     "no_flips": "--no-flips",
+    "correction": "--correction",
     "device": "--device",
 }
 
@@ -38,7 +39,8 @@ class _Finder:
     predictor: Any
     name: str
     file_ending: str
-    n_channels: int
+    channel_names: Sequence[str]
+    may_lack: bool = False
 
 
 def _run_predict(arguments: argparse.Namespace) -> None:
@@ -46,7 +48,8 @@ def _run_predict(arguments: argparse.Namespace) -> None:
     from pwmlunet.inference.folder import predict_folder
 
     finder = _classical(arguments) if arguments.classical else _networks(arguments)
-    cases = _part(find_cases(arguments.input, finder.n_channels, finder.file_ending), arguments.part)
+    names, ending = finder.channel_names, finder.file_ending
+    cases = _part(find_cases(arguments.input, names, ending, may_lack=finder.may_lack), arguments.part)
     n_predicted = predict_folder(
         finder.predictor,
         cases,
@@ -77,7 +80,7 @@ def _networks(arguments: argparse.Namespace) -> _Finder:
     networks = f"{predictor.n_networks} network{'s'[: predictor.n_networks != 1]}"
     ending = read_dataset_json(models[0].folder / "dataset.json")["file_ending"]
     name = f"{networks} of {join(model.folder for model in models)}"
-    return _Finder(predictor, name, ending, len(models[0].plan.channel_names))
+    return _Finder(predictor, name, ending, models[0].plan.channel_names, predictor.may_lack_channels)
 
 
 def _classical(arguments: argparse.Namespace) -> _Finder:
@@ -93,11 +96,12 @@ def _classical(arguments: argparse.Namespace) -> _Finder:
     name = "the classical method, which learned nothing"
     if arguments.dataset is None:
         predictor = ClassicalPredictor(postprocessing=postprocessing)
-        return _Finder(predictor, name, _find_ending(arguments.input), n_channels=1)
+        return _Finder(predictor, name, _find_ending(arguments.input), ["image"])
     folder = Workspace.from_environment().find_preprocessed(arguments.dataset)
     predictor = ClassicalPredictor.of_dataset(folder, postprocessing)
-    ending = read_dataset_json(folder / "dataset.json")["file_ending"]
-    return _Finder(predictor, f"{name} but the sizes of lesions in {folder.name}", ending, n_channels=1)
+    content = read_dataset_json(folder / "dataset.json")
+    first, ending = content["channel_names"]["0"], content["file_ending"]
+    return _Finder(predictor, f"{name} but the sizes of lesions in {folder.name}", ending, [first])
 
 
 def _find_ending(folder: Path) -> str:
@@ -116,13 +120,21 @@ def _find_ending(folder: Path) -> str:
 def _models(arguments: argparse.Namespace) -> Any:
     """The models that are meant, and their postprocessing."""
     from pwmlunet.data.workspace import Workspace
+    from pwmlunet.inference.correction_trial import other_settings
     from pwmlunet.inference.model import TrainedModel
     from pwmlunet.inference.selection import find_models
 
     if arguments.model:
-        model = TrainedModel.open(arguments.model)
-        return [model], model.postprocessing
-    return find_models(Workspace.from_environment(), arguments.dataset, arguments.configuration)
+        models = [TrainedModel.open(arguments.model)]
+        postprocessing = models[0].postprocessing
+    else:
+        workspace = Workspace.from_environment()
+        models, postprocessing = find_models(workspace, arguments.dataset, arguments.configuration)
+    if arguments.correction is None or arguments.correction == postprocessing.correction:
+        return models, postprocessing
+    if len(models) > 1:
+        raise PwmlError("a correction belongs to one run, and several are asked together: name one with -c")
+    return models, other_settings(models[0], corrected=arguments.correction)
 
 
 def _by_hand(arguments: argparse.Namespace, postprocessing: Any) -> Any:
@@ -188,6 +200,11 @@ def predict() -> Parser:
         "--classical",
         action="store_true",
         help="no network and no training: bright spots midway between ventricles and the brain's edge (-d: of the size of its training lesions)",
+    )
+    parser.add_argument(
+        "--correction",
+        action=argparse.BooleanOptionalAction,
+        help="whether the run's correction networks judge what it finds (default: where cross-validation said that it helps)",
     )
     for option, (field, text) in _POSTPROCESSING.items():
         parser.add_argument(

@@ -2,30 +2,81 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pwmlunet.cli.command import Parser, command, count_cases, new_parser, say
+from pwmlunet.errors import PwmlError
+
+if TYPE_CHECKING:
+    from pwmlunet.data.convert import Converted
 
 # pwml_convert
 
 
 def _run_convert(arguments: argparse.Namespace) -> None:
-    from pwmlunet.data.convert import convert_msd, dataset_folder
+    if arguments.layout == "register":
+        _register(arguments)
+        return
+    layouts = {"slices": _convert_slices, "msd": _convert_msd, "subjects": _convert_subjects}
+    converted = layouts[arguments.layout](arguments)
+    n_training, n_to_predict = len(converted.training), len(converted.to_predict)
+    say(f"{count_cases(n_training)} to train on and {n_to_predict} to predict in {converted.folder}")
+
+
+def _convert_slices(arguments: argparse.Namespace) -> "Converted":
     from pwmlunet.data.slices import convert_slices
+
+    return convert_slices(
+        images=arguments.images,
+        labels=arguments.labels,
+        channel=arguments.channel,
+        spacing_zyx_mm=tuple(arguments.spacing_zyx_mm),
+        folder_of_dataset=_new_dataset(arguments),
+    )
+
+
+def _convert_msd(arguments: argparse.Namespace) -> "Converted":
+    from pwmlunet.data.convert import convert_msd
     from pwmlunet.data.workspace import Workspace
 
     raw = Workspace.from_environment().raw
-    if arguments.layout == "msd":
-        converted = convert_msd(arguments.folder, raw=raw, number=arguments.dataset, name=arguments.name)
-    else:
-        converted = convert_slices(
-            images=arguments.images,
-            labels=arguments.labels,
-            channel=arguments.channel,
-            spacing_zyx_mm=tuple(arguments.spacing_zyx_mm),
-            folder_of_dataset=dataset_folder(raw, arguments.dataset, arguments.name),
-        )
-    n_training, n_to_predict = len(converted.training), len(converted.to_predict)
-    say(f"{count_cases(n_training)} to train on and {n_to_predict} to predict in {converted.folder}")
+    return convert_msd(arguments.folder, raw=raw, number=arguments.dataset, name=arguments.name)
+
+
+def _convert_subjects(arguments: argparse.Namespace) -> "Converted":
+    from pwmlunet.data.subjects import convert_subjects
+
+    names = arguments.channel_names or arguments.channels
+    if len(names) != len(arguments.channels):
+        raise PwmlError(f"there are {len(arguments.channels)} --channels and {len(names)} --channel-names: give one name for each")  # fmt: skip
+    files = [*arguments.channels, arguments.mask]
+    for given in (files, names):
+        if twice := [name for name in given if given.count(name) > 1]:
+            raise PwmlError(f"{twice[0]!r} is given twice: every channel and the mask have a name of their own")  # fmt: skip
+    return convert_subjects(
+        arguments.folder,
+        channels=dict(zip(arguments.channels, names, strict=True)),
+        mask=arguments.mask,
+        labels=dict(arguments.labels or [(arguments.label, 1)]),
+        registers=arguments.register,
+        folder_of_dataset=_new_dataset(arguments),
+    )
+
+
+def _new_dataset(arguments: argparse.Namespace) -> Path:
+    from pwmlunet.data.convert import dataset_folder
+    from pwmlunet.data.workspace import Workspace
+
+    return dataset_folder(Workspace.from_environment().raw, arguments.dataset, arguments.name)
+
+
+def _register(arguments: argparse.Namespace) -> None:
+    from pwmlunet.data.registration_files import register_files
+
+    registered = register_files(arguments.fixed, arguments.moving, arguments.output)
+    for path, result in registered.items():
+        say(f"{path}: {result.describe()}")
+    say(f"{len(registered)} registered: look at the pictures NAME_check.png beside them")
 
 
 @command(_run_convert)
@@ -38,13 +89,47 @@ def convert() -> Parser:
     slices.add_argument("--labels", type=Path, help="the same for masks; leave it out for images to predict")
     slices.add_argument("--channel", required=True, help="name of the channel, e.g. T1")
     slices.add_argument("--spacing-zyx-mm", type=float, nargs=3, required=True, metavar=("Z", "Y", "X"))
-    slices.add_argument("--dataset", type=int, required=True, help="number of the dataset")
-    slices.add_argument("--name", required=True, help="name of the dataset")
+    _add_new_dataset(slices)
     msd = layouts.add_parser("msd", help="a task of the Medical Segmentation Decathlon")
     msd.add_argument("folder", type=Path, help="folder of the task, with its dataset.json")
     msd.add_argument("--dataset", type=int, help="number of the dataset (default: the task's)")
     msd.add_argument("--name", help="name of the dataset (default: the task's)")
+    _add_subjects(layouts.add_parser("subjects", help="folders SUBJECT/CHANNEL.nii.gz of volumes"))
+    register = layouts.add_parser("register", help="move volumes onto the grid of others of the same heads")
+    register.add_argument("--fixed", type=Path, required=True, help="volume that stays, or a folder of some")
+    register.add_argument("--moving", type=Path, required=True, help="volume to be moved, or a folder")
+    register.add_argument("--output", type=Path, required=True, help="the moved volume, or a folder")
     return parser
+
+
+def _add_new_dataset(parser: Parser) -> None:
+    parser.add_argument("--dataset", type=int, required=True, help="number of the dataset")
+    parser.add_argument("--name", required=True, help="name of the dataset")
+
+
+def _add_subjects(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, help="folder of the subjects' folders")
+    parser.add_argument(
+        "--channels", nargs="+", required=True, metavar="FILE", help="names of the images, less the ending"
+    )
+    parser.add_argument("--mask", required=True, metavar="FILE", help="name of the masks, less the ending")
+    parser.add_argument(
+        "--channel-names", nargs="+", metavar="NAME", help="names of the channels (default: the files')"
+    )
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument("--label", default="lesion", help="what 1 in a mask means (default: lesion)")
+    labels.add_argument(
+        "--labels", nargs="+", type=_label, metavar="NAME=VALUE", help="what each value means"
+    )
+    parser.add_argument("--register", action="store_true", help="move the other channels onto the first")
+    _add_new_dataset(parser)
+
+
+def _label(text: str) -> tuple[str, int]:
+    name, _, value = text.rpartition("=")
+    if not name or not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not like FCI=1")
+    return name, int(value)
 
 
 # pwml_plan_and_preprocess

@@ -42,7 +42,7 @@ def reproduce() -> Parser:
         "pwml_reproduce",
         "Train the rows of a paper's table on a dataset, and set their figures beside the printed ones; the same command goes on where it stopped.",
     )
-    parser.add_argument("study", help="priority_unet, rs_rcnn or trident")
+    parser.add_argument("study", help="fci_laci, priority_unet, rs_rcnn or trident")
     parser.add_argument("-d", "--dataset", required=True, help="number or name of the dataset")
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="rows of the study, such as B D k1.5 (default: all)")  # fmt: skip
     parser.add_argument("--folds", nargs="+", default=[], metavar="FOLD", help="folds of splits.json (default: all)")  # fmt: skip

@@ -23,6 +23,14 @@ _TRAINING_OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "--workers": ("workers", int, "processes that draw patches (0: none)"),
     "--precision": ("precision", str, "auto, float32, bfloat16 or float16"),
     "--checkpoint": ("checkpoint", str, "best or last"),
+    "--optimiser": ("optimiser", str, "adamw, adam, sgd or rmsprop"),
+    "--channel-dropout": ("augmentation.channel_dropout", float, "share of patches with channels left out"),
+}
+"""Each with its key in training.json, its type and its help."""
+
+_SWITCHES = {
+    "--curriculum": ("curriculum", "begin with the slices richest in tiny lesions"),
+    "--compile": ("compile", "try torch.compile"),
 }
 
 
@@ -59,30 +67,38 @@ def _recipe(arguments: argparse.Namespace) -> Any:
         raise PwmlError(f"unknown recipe {arguments.recipe!r}{did_you_mean(arguments.recipe, RECIPES)}")
     values = RECIPES[arguments.recipe].to_dict()
     values["configuration"] = arguments.configuration or ""
-    for field in [*(field for field, _, _ in _TRAINING_OPTIONS.values()), "pretrained", "device"]:
-        if getattr(arguments, field) is not None:
-            values[field] = getattr(arguments, field)
-    if arguments.compile:
-        values["compile"] = True
+    keys = [key for key, _, _ in _TRAINING_OPTIONS.values()] + [key for key, _ in _SWITCHES.values()]
+    for key in [*keys, "pretrained", "device"]:
+        if getattr(arguments, key) is not None:
+            _lay(values, key, getattr(arguments, key))
     for setting in arguments.set:
         _set(values, setting)
     return TrainingConfig.from_dict(values, "the recipe")
 
 
 def _set(values: dict[str, Any], setting: str) -> None:
-    """Lays KEY=VALUE over nested values; a key may be augmentation.noise."""
+    """Lays KEY=VALUE over nested values, the value being JSON or text."""
     key, separator, text = setting.partition("=")
     if not separator:
         raise PwmlError(f"--set {setting}: write KEY=VALUE, such as augmentation.noise=0.1")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    try:
+        _lay(values, key, value)
+    except PwmlError as error:
+        raise PwmlError(f"--set {setting}: {error}") from None
+
+
+def _lay(values: dict[str, Any], key: str, value: Any) -> None:
+    """Lays one value over nested ones; a key may be augmentation.noise."""
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise PwmlError(f"--set {setting}: {parent!r} holds no further settings")
-    try:
-        values[last] = json.loads(text)
-    except json.JSONDecodeError:
-        values[last] = text
+            raise PwmlError(f"{parent!r} holds no further settings")
+    values[last] = value
 
 
 @command(_run_train)
@@ -98,10 +114,12 @@ def train() -> Parser:
     parser.add_argument("-c", "--configuration", help="configuration of plan.json (default: the plan's)")
     parser.add_argument("--run", help="name of the model folder (default: the configuration's)")
     parser.add_argument("--recipe", default="default", help="default or trident_paper")
-    for option, (field, kind, text) in _TRAINING_OPTIONS.items():
-        parser.add_argument(option, dest=field, type=kind, help=text)
+    for option, (key, kind, text) in _TRAINING_OPTIONS.items():
+        metavar = key.split(".")[-1].upper()
+        parser.add_argument(option, dest=key, type=kind, help=text, metavar=metavar)
+    for option, (key, text) in _SWITCHES.items():
+        parser.add_argument(option, dest=key, action="store_const", const=True, help=text)
     add_pretrained(parser)
     add_device(parser)
-    parser.add_argument("--compile", action="store_true", help="try torch.compile")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of training.json, such as augmentation.noise=0.1")  # fmt: skip
     return parser

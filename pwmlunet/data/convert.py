@@ -107,7 +107,7 @@ def convert_msd(folder: Path, *, raw: Path, number: int | None = None, name: str
     with building(target) as new:
         for case, (image, label) in training.items():
             _write_channels(image, new / "imagesTr" / case)
-            _copy(label, new / "labelsTr" / f"{case}.nii.gz")
+            copy_image(label, new / "labelsTr" / f"{case}.nii.gz")
         for case, (image, _) in tests.items():
             _write_channels(image, new / "imagesTs" / case)
         write_dataset_json(
@@ -181,13 +181,14 @@ def _find_msd_problems(cases: _MsdCases, where: Path, n_channels: int) -> Iterat
 def _write_channels(image: Path, target: Path) -> None:
     """Writes the channels of `image` as target_0000.nii.gz, target_0001.nii.gz and so on."""
     if count_channels(image) == 1:
-        _copy(image, Path(f"{target}_0000.nii.gz"))
+        copy_image(image, Path(f"{target}_0000.nii.gz"))
         return
     for index, channel in enumerate(read_channels(image)):
         write_image(Path(f"{target}_{index:04d}.nii.gz"), channel.array, channel.geometry)
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_image(source: Path, target: Path) -> None:
+    """Writes an image as .nii.gz; a file of that kind is copied as it is."""
     if source.name.endswith(".nii.gz"):
         shutil.copyfile(source, target)
     else:

@@ -1,7 +1,7 @@
 """A raw dataset: nnU-Net's folder with images, masks and dataset.json."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ def open_dataset(folder: Path) -> Dataset:
         for name, images, label in sorted(files)
     )
     for case in cases:
-        problems.extend(_missing_files(case, len(channels)))
+        problems.extend(_missing_files(case, channels))
     if not cases:
         problems.append(f"{folder / 'imagesTr'} holds no *_0000{ending}: put the training images there")
     elif content["numTraining"] != len(cases):
@@ -240,21 +240,39 @@ def _listed_cases(folder: Path, n_channels: int, ending: str, problems: list[str
         yield name, expected, labels.get(name, folder / "labelsTr" / f"{name}{ending}")
 
 
-def find_cases(folder: Path, n_channels: int, ending: str) -> tuple[CaseFiles, ...]:
-    """The cases in a folder of images to predict, named CASE_0000, CASE_0001, … as in imagesTs."""
+def find_cases(
+    folder: Path, channel_names: Sequence[str], ending: str, *, may_lack: bool = False
+) -> tuple[CaseFiles, ...]:
+    """The cases in a folder of images to predict, named CASE_0000, CASE_0001, … as in imagesTs.
+
+    Raises:
+        PwmlError: there is none; or cases lack channels, all of them where they `may_lack` some.
+    """
     if not folder.is_dir():
         raise PwmlError(f"{folder} is not a folder: check the path")
     found = _channel_files(folder, ending)
     if not found:
         raise PwmlError(f"{folder} holds no images named CASE_0000{ending}: name them so")
-    channels = range(n_channels)
+    channels = range(len(channel_names))
     cases = tuple(
         CaseFiles(name, subject_of(name), tuple(folder / f"{name}_{i:04d}{ending}" for i in channels))
         for name in found
     )
-    if problems := [problem for case in cases for problem in _missing_files(case, n_channels)]:
+    lacking = _lacks_all if may_lack else _missing_to_predict
+    if problems := [problem for case in cases for problem in lacking(case, channel_names)]:
         raise PwmlError.listing(f"{folder} has problems", problems)
     return cases
+
+
+def _missing_to_predict(case: CaseFiles, channel_names: Sequence[str]) -> Iterator[str]:
+    otherwise = ", or ask a model trained with --channel-dropout" if len(channel_names) > 1 else ""
+    return (f"{problem}{otherwise}" for problem in _missing_files(case, channel_names))
+
+
+def _lacks_all(case: CaseFiles, channel_names: Sequence[str]) -> Iterator[str]:
+    if not any(path.is_file() for path in case.images):
+        channels = join(f"{channel} ({name})" for channel, name in enumerate(channel_names))
+        yield f"case {case.name} has none of the channels {channels}: add one at least"
 
 
 def _channel_files(folder: Path, ending: str) -> dict[str, list[Path]]:
@@ -278,12 +296,12 @@ def _stem(path: Path, ending: str) -> str:
     return path.name.removesuffix(ending)
 
 
-def _missing_files(case: CaseFiles, n_channels: int) -> Iterator[str]:
-    if len(case.images) != n_channels:
-        yield f"case {case.name} lists {len(case.images)} images, but there are {n_channels} channels"
-    for channel, path in enumerate(case.images):
+def _missing_files(case: CaseFiles, channel_names: Sequence[str]) -> Iterator[str]:
+    if len(case.images) != len(channel_names):
+        yield f"case {case.name} lists {len(case.images)} images, but there are {len(channel_names)} channels"
+    for channel, (path, name) in enumerate(zip(case.images, channel_names, strict=False)):
         if not path.is_file():
-            yield f"case {case.name}: channel {channel} is missing ({path.name}): add the file"
+            yield f"case {case.name}: channel {channel} ({name}) is missing ({path.name}): add the file"
     if case.label is not None and not case.label.is_file():
         yield f"case {case.name}: its mask {case.label.name} is missing from {case.label.parent.name}: add it or remove the case"
 

@@ -48,25 +48,44 @@ class Field:
     """Random values at every place."""
 
     values: Floats
+    step_mm: float = _GRID_MM
 
     def at(self, points: Floats) -> Floats:
         """The values at places (3, ...)."""
-        where = points / np.float32(_GRID_MM) + _GRID_HALF
+        where = points / np.float32(self.step_mm) + len(self.values) // 2
         return np.asarray(ndimage.map_coordinates(self.values, where, np.float32, order=1, mode="nearest"))
 
 
-def random_field(rng: Generator, sigma_mm: float) -> Field:
-    """A smooth field of unit variance."""
-    noise = rng.standard_normal((2 * _GRID_HALF + 1,) * 3, np.float32)
-    noise = ndimage.gaussian_filter(noise, sigma_mm / _GRID_MM, mode="wrap")
-    return Field(np.asarray(noise / noise.std(), np.float32))
+def random_field(
+    rng: Generator, sigma_mm: float, *, step_mm: float = _GRID_MM, half: int = _GRID_HALF
+) -> Field:
+    """A smooth field of unit variance that reaches `half` steps from the middle."""
+    noise = rng.standard_normal((2 * half + 1,) * 3, np.float32)
+    noise = ndimage.gaussian_filter(noise, sigma_mm / step_mm, mode="wrap")
+    return Field(np.asarray(noise / noise.std(), np.float32), step_mm)
 
 
-def random_folds(rng: Generator, sigma_mm: float) -> Field:
+def random_folds(
+    rng: Generator, sigma_mm: float, *, step_mm: float = _GRID_MM, half: int = _GRID_HALF
+) -> Field:
     """The way in mm to the nearest of many curved sheets, negative on one side of each."""
-    noise = random_field(rng, sigma_mm).values
-    slope = np.sqrt(sum(g**2 for g in np.gradient(noise, _GRID_MM)))
-    return Field(np.asarray(noise / (slope + 0.02), np.float32))
+    noise = random_field(rng, sigma_mm, step_mm=step_mm, half=half).values
+    slope = np.sqrt(sum(g**2 for g in np.gradient(noise, step_mm)))
+    return Field(np.asarray(noise / (slope + 0.02), np.float32), step_mm)
+
+
+def bend(points: Floats, warp: Floats) -> Floats:
+    """Places (3, ...) of one brain in the one that all resemble, the distance from the midline third.
+
+    `warp` holds for each axis waves: their directions (3), phase and height.
+    """
+    bent = points.copy()
+    for axis, waves in enumerate(warp):
+        for *direction, phase, height in waves.tolist():
+            along = sum(p * d for p, d in zip(points, direction, strict=True))
+            bent[axis] += np.float32(height) * np.sin(along + phase)
+    np.abs(bent[2], out=bent[2])
+    return bent
 
 
 @dataclass
@@ -105,13 +124,7 @@ class Anatomy:
 
     def bend(self, points: Floats) -> Floats:
         """Places (3, ...) of this brain in the one that all resemble, the distance from the midline third."""
-        bent = points.copy()
-        for axis, waves in enumerate(self.warp):
-            for *direction, phase, height in waves.tolist():
-                along = sum(p * d for p, d in zip(points, direction, strict=True))
-                bent[axis] += np.float32(height) * np.sin(along + phase)
-        np.abs(bent[2], out=bent[2])
-        return bent
+        return bend(points, self.warp)
 
     def to_ventricle(self, bent: Floats) -> Floats:
         """The way in mm to the nearest wall of the lateral ventricles, negative inside."""

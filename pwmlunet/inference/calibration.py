@@ -83,6 +83,22 @@ def calibrate(
     return Calibration(replace(point, chosen=choice), nested)
 
 
+def difference_of(
+    first: tuple[NDArray[np.float64], NDArray[np.float64]],
+    second: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> tuple[float, Interval | None]:
+    """How much higher the first of two means is, each its parts and wholes by subject (S,), and the interval."""
+    means = [part.sum() / max(whole.sum(), 1) for part, whole in (first, second)]
+    return float(means[0] - means[1]), difference_interval(first, second)
+
+
+def because(postprocessing: Postprocessing, reason: str) -> Postprocessing:
+    """Chosen settings with one more reason."""
+    chosen = postprocessing.chosen
+    assert chosen is not None
+    return replace(postprocessing, chosen=replace(chosen, reasons=(*chosen.reasons, reason)))
+
+
 def _fixed(counts: Counts, grid: Grid, threshold: float) -> Counts:
     return counts.at(np.full(len(counts.subjects), grid.fixed(threshold)))
 

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwmlunet.errors import PwmlError
-from pwmlunet.evaluation.bootstrap import Interval, difference_interval
-from pwmlunet.inference.calibration import Calibration, calibrate
+from pwmlunet.inference.calibration import Calibration, because, calibrate, difference_of
 from pwmlunet.inference.candidates import THRESHOLDS, CaseTable, tabulate_case
 from pwmlunet.inference.choosing import Wish, check, choose_point, refusal
 from pwmlunet.inference.counting import Counts, Grid, count, leave_out, make_grid
@@ -65,21 +64,21 @@ def try_crf(
         smallest_lesion_mm3: Of the plans.
     """
     if words := refusal(without.nested):
-        return _because(without.postprocessing, f"no CRF was tried: {words}")
+        return because(without.postprocessing, f"no CRF was tried: {words}")
     tried = _try(group, settings(_pixels_mm(group)), smallest_lesion_mm3)
     best, nested = _choose(tried, score, wish)
-    difference, interval = _difference(score(nested), score(without.nested))
+    difference, interval = difference_of(score(nested), score(without.nested))
     figures = f"{name} {difference:+.2f}" + (
         f" [{interval.low:+.2f}, {interval.high:+.2f}]" if interval else ""
     )
     words = f"a dense CRF was tried ({len(tried)} settings, chosen by the other subjects): {figures}"
     if interval is None or interval.low <= 0:
-        return _because(without.postprocessing, f"{words}, left out")
+        return because(without.postprocessing, f"{words}, left out")
     try:
         found = calibrate(tried[best].tables, wish, smallest_lesion_mm3=smallest_lesion_mm3, nested=nested)
     except PwmlError as error:  # it keeps the wish without
-        return _because(without.postprocessing, f"{words}, left out: {error}")
-    return _because(replace(found.postprocessing, crf=tried[best].config), f"{words}, taken")
+        return because(without.postprocessing, f"{words}, left out: {error}")
+    return because(replace(found.postprocessing, crf=tried[best].config), f"{words}, taken")
 
 
 def settings(pixels_mm: Sequence[float]) -> list[DenseCrfConfig]:
@@ -165,18 +164,3 @@ def _side_by_side(columns: Sequence[Counts]) -> Counts:
     fields = ("n_cases", "n_reference", "n_found", "n_predicted", "overlap", "both_sizes")
     joined = (np.concatenate([getattr(column, field) for column in columns], axis=-1) for field in fields)
     return Counts(tuple(column.subjects[0] for column in columns), *joined)
-
-
-def _difference(
-    first: tuple[NDArray[np.float64], NDArray[np.float64]],
-    second: tuple[NDArray[np.float64], NDArray[np.float64]],
-) -> tuple[float, Interval | None]:
-    """Of two means, and its interval."""
-    means = [part.sum() / max(whole.sum(), 1) for part, whole in (first, second)]
-    return float(means[0] - means[1]), difference_interval(first, second)
-
-
-def _because(postprocessing: Postprocessing, reason: str) -> Postprocessing:
-    chosen = postprocessing.chosen
-    assert chosen is not None
-    return replace(postprocessing, chosen=replace(chosen, reasons=(*chosen.reasons, reason)))

@@ -43,6 +43,8 @@ class TrainedModel:
     configuration: Configuration
     labels: Labels
     postprocessing: Postprocessing
+    may_lack_channels: bool = False
+    """Whether it was trained with channels left out at random, so that a case to predict may lack some."""
 
     @classmethod
     def open(cls, folder: Path) -> "TrainedModel":
@@ -69,12 +71,23 @@ class TrainedModel:
             Postprocessing.read(postprocessing)
             if postprocessing.is_file()
             else Postprocessing(smallest_lesion_mm3=plan.smallest_lesion_mm3),
+            _drops_channels(recipe),
         )
 
     @property
     def preparation(self) -> Preparation:
         """How the configuration's cases are prepared."""
         return self.plan.preparations[self.configuration.preparation]
+
+    @property
+    def n_channels(self) -> int:
+        """How many of the dataset's channels the network sees; a prior is not counted."""
+        return len(self.configuration.channels or self.plan.channel_names)
+
+    @property
+    def n_outputs(self) -> int:
+        """How many maps the network makes: one for each target, or one for any lesion."""
+        return len(self.labels.targets) if self.configuration.finds == "each" else 1
 
     @property
     def unchosen(self) -> Postprocessing:
@@ -96,7 +109,7 @@ class TrainedModel:
 
     def build(self) -> SegmentationNetwork:
         """The configuration's network with random weights."""
-        return self.configuration.network.build(len(self.plan.channel_names), len(self.labels.targets))
+        return self.configuration.network.build(self.n_channels, self.n_outputs)
 
     def density(self, fold: str) -> Density | None:
         """The prior density that a fold was trained with; none for a network that takes none.
@@ -136,6 +149,11 @@ class TrainedModel:
                 f"{path} belongs to another network than plan.json describes: train again"
             ) from error
         return FoldNetwork(network.eval(), self.density(fold))
+
+
+def _drops_channels(recipe: dict[str, Any]) -> bool:
+    augmentation = recipe.get("augmentation")
+    return isinstance(augmentation, dict) and augmentation.get("channel_dropout", 0) > 0
 
 
 def load_tensors(path: Path) -> Any:

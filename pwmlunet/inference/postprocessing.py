@@ -88,6 +88,8 @@ class Postprocessing(Config):
     """Logits are divided by it before they are cut: above 1 the networks are too sure, below 1 not enough."""
     crf: DenseCrfConfig | None = None
     """What the networks' probabilities go through before anything else; null leaves them as they are."""
+    correction: bool = False
+    """Whether the run's correction networks judge the candidates before anything else."""
     chosen: Choice | None = None
     """Who chose these settings; null where nobody did, or a person."""
 
@@ -101,6 +103,8 @@ class Postprocessing(Config):
             yield f"least_peak_probability must be at least 0 and below 1, not {self.least_peak_probability}"
         if not 0.05 <= self.temperature <= 20:
             yield f"temperature must be from 0.05 to 20, not {self.temperature}"
+        if self.correction and self.crf:
+            yield "a correction learns from what the networks say, not from what a CRF makes of it: set crf to null, or correction to false"
 
     def calibrate(self, probability: NDArray[np.float32]) -> NDArray[np.float32]:
         """The networks' probabilities (K, Z, Y, X) at this temperature."""
@@ -168,6 +172,8 @@ class Postprocessing(Config):
             words += f", highest probability above {self.least_peak_probability:.7g}"
         if self.temperature != 1:
             words += f", temperature {self.temperature:g}"
+        if self.correction:
+            words += ", after the correction"
         return f"{words}, after a {self.crf.in_words()}" if self.crf else words
 
 

@@ -7,22 +7,26 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pwmlunet.config import join
 from pwmlunet.data.dataset import CaseFiles
 from pwmlunet.data.image import Geometry
 from pwmlunet.data.store import WayBack
+from pwmlunet.errors import PwmlError
 from pwmlunet.inference.candidates import THRESHOLDS
+from pwmlunet.inference.correction import Corrector
 from pwmlunet.inference.device import choose_device, keep_freed_memory, prediction_format
-from pwmlunet.inference.model import FoldNetwork, TrainedModel
+from pwmlunet.inference.model import ALL, FoldNetwork, TrainedModel
+from pwmlunet.inference.oddities import oddities
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.refining import SeenImage
 from pwmlunet.inference.sliding_window import PlacedNetwork, Window, predict_volume
 from pwmlunet.planning.alignment import CoarseImage
-from pwmlunet.planning.fingerprint import channel_facts
-from pwmlunet.planning.plan import ExpectedInput
-from pwmlunet.planning.preprocessing import find_head, prepare, read_case, restore
+from pwmlunet.planning.plan import see
+from pwmlunet.planning.preprocessing import find_first_present, find_head, prepare, read_case, restore
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +88,25 @@ class Predictor:
             for model in models
         ]
         self.postprocessing = postprocessing or models[0].postprocessing
+        self.corrector = self._open_corrector(folds) if self.postprocessing.correction else None
         keep_freed_memory()
+
+    def _open_corrector(self, folds: Sequence[str] | None) -> Corrector:
+        """The correction networks of the only model, of the folds that are asked."""
+        if len(self.members) > 1:
+            raise PwmlError("a correction belongs to one run, and several are asked together: set correction to false in their postprocessing.json, or name a run with -c")  # fmt: skip
+        judges = [fold for fold in folds or () if fold != ALL]  # which has none of its own
+        return Corrector.open(self.model, judges, str(self.device))
 
     @property
     def model(self) -> TrainedModel:
         """The first model: its labels and file ending are those of all."""
         return self.members[0].model
+
+    @property
+    def may_lack_channels(self) -> bool:
+        """Whether a case may lack channels: every model was trained for it."""
+        return all(member.model.may_lack_channels for member in self.members)
 
     @property
     def n_networks(self) -> int:
@@ -114,12 +131,13 @@ class Predictor:
             if spacing_zyx_mm is None:
                 raise ValueError("give spacing_zyx_mm or geometry")
             geometry = Geometry(channels[0].shape, spacing_zyx_mm)
-        head = find_head(channels[0], self.model.preparation)
-        return self._predict(channels, geometry, head, "array")
+        return self._predict(channels, geometry, self._find_head(channels), "array")
 
     def _predict(
         self, channels: list[NDArray[Any]], geometry: Geometry, head: NDArray[np.bool_], name: str
     ) -> Prediction:
+        self._accept_lacking(channels, name)
+
         def prepared(member: _Member) -> _Prepared:
             preparation, reference = member.model.preparation, member.reference
             image, _, way_back = prepare(channels, geometry, preparation, reference=reference, name=name)
@@ -136,29 +154,61 @@ class Predictor:
 
     def predict_files(self, files: CaseFiles) -> Prediction:
         """The prediction for a case's files; what does not look like the training cases is logged."""
-        images, _ = read_case(files, None)
+        images, _ = read_case(files, None, may_lack=self.may_lack_channels)
         channels, geometry = [image.array for image in images], images[0].geometry
-        head = find_head(channels[0], self.model.preparation)
-        for oddity in oddities(channels, geometry, self.model.plan.expected_input, head):
+        head, plan = self._find_head(channels), self.model.plan
+        for oddity in oddities(channels, geometry, plan.expected_input, head, plan.channel_names):
             logger.warning("case %s: %s", files.name, oddity)
         return self._predict(channels, geometry, head, files.name)
+
+    def _accept_lacking(self, channels: Sequence[NDArray[Any]], name: str) -> None:
+        """Says which channels a case lacks, which are constant.
+
+        Raises:
+            PwmlError: a model was not trained for that, or sees none of those that are there.
+        """
+        names = self.model.plan.channel_names
+        lacking = {i for i, channel in enumerate(channels) if channel.min() == channel.max()}
+        if not 0 < len(lacking) < len(channels) == len(names):
+            return
+        listed = join(f"{i} ({names[i]})" for i in sorted(lacking))
+        if not self.may_lack_channels:
+            raise PwmlError(f"case {name}: channel {listed} is constant: give it, or ask a model trained with --channel-dropout")  # fmt: skip
+        for member in self.members:
+            if lacking.issuperset(see(range(len(channels)), member.model.configuration)):
+                raise PwmlError(f"case {name} lacks channel {listed}, and the network of {member.model.folder} sees no other: add the file")  # fmt: skip
+        logger.warning("case %s lacks channel %s: predicted from what is there", name, listed)
+
+    def _find_head(self, channels: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+        return find_head(channels[find_first_present(channels)], self.model.preparation)
 
     def predict_slices(
         self, image: NDArray[np.floating[Any]], way_back: WayBack, slices: tuple[int, int]
     ) -> NDArray[np.float32]:
         """Probabilities (K, n, Y, X) of the first model for slices [start, stop) of a prepared case, on its grid; no CRF."""
-        member = self.members[0]
-        networks = _placed(member.networks, way_back)
-        mean, _ = predict_volume(networks, image, member.window, self.device, slices)
+        mean, _ = self._look(self.members[0], image, way_back, slices)
         return self.postprocessing.calibrate(mean.numpy())
 
     def _ask(self, member: _Member, image: NDArray[np.floating[Any]], way_back: WayBack) -> _Maps:
         """A member's probabilities and their spread on the case's own grid."""
-        networks = _placed(member.networks, way_back)
-        mean, spread = predict_volume(networks, image, member.window, self.device)
+        mean, spread = self._look(member, image, way_back)
         restored = restore(mean, way_back).numpy()
         del mean  # a large volume's maps take a few hundred megabytes each
         return restored, None if spread is None else restore(spread, way_back).numpy()
+
+    def _look(
+        self,
+        member: _Member,
+        image: NDArray[np.floating[Any]],
+        way_back: WayBack,
+        slices: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """A member's probabilities (K, n, Y, X) and their spread on the grid of its networks."""
+        networks, model = _placed(member.networks, way_back), member.model
+        shown = see(image, model.configuration)
+        mean, spread = predict_volume(networks, shown, member.window, self.device, slices)
+        n_targets = len(model.labels.targets)
+        return _for_each(mean, n_targets), None if spread is None else _for_each(spread, n_targets)
 
     def _finish(
         self,
@@ -173,6 +223,8 @@ class Predictor:
         if settings.crf:
             cuts = (*THRESHOLDS, settings.threshold_before_temperature)  # pwml_find_best looks at all of them
             probability = SeenImage.of_prepared(image, way_back).refine(probability, settings.crf, *cuts)
+        if self.corrector:
+            probability = self.corrector.correct(probability, image, way_back)
         probability = settings.calibrate(probability)
         mask = settings.apply(probability, self.model.labels, geometry.spacing_zyx_mm)
         return Prediction(probability, mask, geometry, spread, head_centre_zyx)
@@ -181,6 +233,12 @@ class Predictor:
 def _placed(networks: Sequence[FoldNetwork], way_back: WayBack) -> list[PlacedNetwork]:
     """The networks with their densities laid over a case."""
     return [PlacedNetwork(n.network, n.density.place(way_back) if n.density else None) for n in networks]
+
+
+def _for_each(maps: Tensor, n_targets: int) -> Tensor:
+    """Maps (K, Z, Y, X) for maps of each target, or of any lesion, for which the first target stands."""
+    missing = n_targets - len(maps)
+    return torch.cat((maps, maps.new_zeros(missing, *maps.shape[1:]))) if missing else maps
 
 
 def _together(maps: Iterator[_Maps], n_models: int) -> _Maps:
@@ -211,24 +269,3 @@ def _middle(head: NDArray[np.bool_]) -> tuple[float, float, float]:
     counts = [whole.sum((1, 2)), whole.sum((0, 2)), whole.sum((0, 1))]  # voxels in each slice, row and column
     z, y, x = (float(np.arange(len(n)) @ n / n.sum()) for n in counts)
     return z, y, x
-
-
-def oddities(
-    channels: Sequence[NDArray[Any]], geometry: Geometry, expected: ExpectedInput, head: NDArray[np.bool_]
-) -> list[str]:
-    """In words, how a case and the head in it differ from the training cases; empty for one that does not."""
-    found = []
-    spacing = np.array(geometry.spacing_zyx_mm)
-    low, high = np.array(expected.spacing_low_zyx_mm) / 1.5, np.array(expected.spacing_high_zyx_mm) * 1.5
-    if (spacing < low).any() or (spacing > high).any():
-        trained = join(f"{s:.3g}" for s in expected.spacing_low_zyx_mm)
-        found.append(f"its spacing {join(f'{s:.3g}' for s in spacing)} mm is far from the training cases' ({trained} mm)")  # fmt: skip
-    for index, (image, known) in enumerate(zip(channels, expected.channels, strict=False)):
-        facts = channel_facts(image, head)
-        seen = (np.array(facts.percentiles) - facts.mean) / max(facts.std, 1e-6)
-        usual = (np.array(known.percentiles) - known.mean) / max(known.std, 1e-6)
-        if (np.abs(seen - usual) > (1.5, 1.0, 3.0)).any():
-            found.append(
-                f"channel {index} has other contrasts than the training images: is it the right kind of image?"
-            )
-    return found

@@ -20,6 +20,7 @@ from pwmlunet.inference.device import autocast, choose_device, prediction_format
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.runs import Run, gather_runs
 from pwmlunet.networks.two_stage import N_LISTED, TwoStage, TwoStageConfig
+from pwmlunet.planning.plan import see
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,8 @@ def _follow_case(
         if valid.any():
             inside = np.any(model.labels.encode(labels), 0, keepdims=True)
             lesions = measure_lesions(inside, case.facts.way_back.spacing_zyx_mm)
-            seen = _look(model, network, np.asarray(case.image[:, [z]], np.float32))
+            image = see(case.image, model.configuration)[:, [z]]
+            seen = _look(model, network, np.asarray(image, np.float32))
             yield follow(lesions, valid, seen), count_false(lesions, valid, seen)
 
 

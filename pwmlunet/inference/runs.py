@@ -165,4 +165,4 @@ def _seen_shape(model: TrainedModel, way_back: WayBack) -> tuple[int, int, int, 
     network = model.configuration.network
     strides = network.slice_stride, network.stride, network.stride
     z, y, x = (math.ceil(n / s) * s for n, s in zip(way_back.grid_shape_zyx, strides, strict=True))
-    return 1, len(model.plan.channel_names) + network.takes_prior, z + network.n_slices - 1, y, x
+    return 1, model.n_channels + network.takes_prior, z + network.n_slices - 1, y, x

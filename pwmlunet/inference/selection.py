@@ -15,11 +15,13 @@ from pwmlunet.data.dataset import FOLDER_NAME
 from pwmlunet.data.workspace import Workspace, is_called
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.bootstrap import Interval, difference_interval, ratio_interval
-from pwmlunet.inference.calibration import Calibration, calibrate, text
+from pwmlunet.inference.calibration import Calibration, because, calibrate, text
 from pwmlunet.inference.candidates import CaseTable
 from pwmlunet.inference.choosing import Wish
+from pwmlunet.inference.correction_trial import try_correction
 from pwmlunet.inference.counting import Counts
 from pwmlunet.inference.crf_trial import try_crf
+from pwmlunet.inference.judged import is_corrected
 from pwmlunet.inference.model import TrainedModel, find_model
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.runs import (
@@ -132,15 +134,16 @@ def find_best(
         postprocessing = try_crf(
             kept[chosen],
             calibrations[chosen],
-            partial(_sums, criterion=criterion),
+            partial(sums_of, criterion=criterion),
             name=criterion,
             wish=wish,
             smallest_lesion_mm3=_smallest(kept[chosen]),
         )
+    postprocessing = _with_correction(kept[chosen], postprocessing, criterion, wish)
     file = _POSTPROCESSING if len(names) > 1 else f"{names[0]}/{_POSTPROCESSING}"
     ranked = tuple(sorted(candidates, key=_rank))
     best = Best(_VERSION, names, file, criterion, (reason, *unable, *left_out), ranked)
-    _write(folder / file, postprocessing, TrainedModel.open(folder / names[0]).unchosen)
+    write_settings(folder / file, postprocessing, TrainedModel.open(folder / names[0]).unchosen)
     best.write(folder / _FILE)
     closing = f"written to {folder / _FILE} and {folder / file}: pwml_predict uses it from now on"
     return Found(best, postprocessing, "\n".join([*_lines(best), text(postprocessing), closing]))
@@ -196,6 +199,25 @@ def _calibrate_all(
     return calibrations, kept, problems
 
 
+def _with_correction(
+    group: tuple[Run, ...], found: Postprocessing, criterion: Criterion, wish: Wish | None
+) -> Postprocessing:
+    """The settings with the correction of a run that predicts alone, where it has one that helps; else why not."""
+    corrected = [run.name for run in group if is_corrected(run.model)]
+    if not corrected:
+        return found
+    if len(group) > 1:
+        return because(found, f"the correction of {_together(corrected)} is for that run alone (pwml_predict -c): left out")  # fmt: skip
+    if found.crf:
+        return because(found, "the correction was not tried: it judges what networks say, not what a CRF makes of it")  # fmt: skip
+    try:
+        trial = try_correction(group[0], partial(sums_of, criterion=criterion), name=criterion, wish=wish, smallest_lesion_mm3=_smallest(group))  # fmt: skip
+    except PwmlError as error:
+        return because(found, f"the correction was not tried: {error}")
+    trial.write(group[0].model)
+    return trial.chosen
+
+
 def _smallest(group: Sequence[Run]) -> float:
     """The smallest lesion of the runs' plans, the largest where they differ."""
     return max(run.model.plan.smallest_lesion_mm3 for run in group)
@@ -205,8 +227,8 @@ def _judge(
     groups: Sequence[tuple[Run, ...]], calibrations: Sequence[Calibration], criterion: Criterion
 ) -> list[Candidate]:
     """The candidates, in the order of the groups."""
-    sums = [_sums(c.nested, criterion) for c in calibrations]
-    dices = [_mean_of(_sums(c.nested, "dice")) for c in calibrations]
+    sums = [sums_of(c.nested, criterion) for c in calibrations]
+    dices = [_mean_of(sums_of(c.nested, "dice")) for c in calibrations]
     values = [_mean_of(s) for s in sums]
     top = min(range(len(values)), key=lambda i: (-_rounded(values[i]), -_rounded(dices[i])))
     costs = {run.name: multiply_adds(run) for group in groups for run in group}
@@ -225,7 +247,7 @@ def _judge(
     ]
 
 
-def _sums(counts: Counts, criterion: Criterion) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def sums_of(counts: Counts, criterion: Criterion) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Each subject's score (S,), and whether it has one: those with lesions, so that all runs are judged on the same."""
     parts, wholes = {
         "lesion_f1": (2 * counts.n_found[0], counts.n_predicted[0] + counts.n_reference),
@@ -298,7 +320,7 @@ def _together(names: Iterable[str]) -> str:
     return " + ".join(names)
 
 
-def _write(path: Path, postprocessing: Postprocessing, unchosen: Postprocessing) -> None:
+def write_settings(path: Path, postprocessing: Postprocessing, unchosen: Postprocessing) -> None:
     """Writes the settings; others that were there, which a person may have made, are kept as postprocessing.json.old."""
     if path.is_file() and Postprocessing.read(path) not in (unchosen, postprocessing):
         shutil.copyfile(path, path.with_name(f"{path.name}.old"))

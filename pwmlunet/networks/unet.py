@@ -1,5 +1,6 @@
 """The plain U-Net, slice by slice."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -7,17 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from pwmlunet.networks.base import DenseConfig, DenseNetwork
-from pwmlunet.networks.blocks import head, plain_unit, to_slices, to_volume, up_convolution
+from pwmlunet.networks.blocks import convolution, head, plain_unit, to_slices, to_volume, up_convolution
 
 
 @dataclass(frozen=True)
 class UNetConfig(DenseConfig):
     """The plain U-Net, which sees one slice at a time."""
 
+    head_convolutions: int = 1
+    """1 × 1 convolutions at the end, 1 or 2; two have a ReLU between, and the first keeps the channels."""
+
     @property
     def n_slices(self) -> int:
         """One: neighbouring slices do not meet."""
         return 1
+
+    def problems(self) -> Iterator[str]:
+        """Values outside their range."""
+        yield from super().problems()
+        if self.head_convolutions not in (1, 2):
+            yield f"head_convolutions must be 1 or 2, not {self.head_convolutions}"
 
     def build(self, n_channels: int, n_targets: int) -> DenseNetwork:
         """A new U-Net for C channels and K targets."""
@@ -39,6 +49,9 @@ class UNet(DenseNetwork):
         self.up = nn.ModuleList(up_convolution(below, above) for below, above in upwards)
         self.decoder = nn.ModuleList(plain_unit(2 * above, above, norm) for _, above in upwards)
         self.head = head(config.width, n_targets, prior_logit=config.prior_logit)
+        if config.head_convolutions == 2:
+            first = convolution(config.width, config.width, size=(1, 1))
+            self.head = nn.Sequential(first, nn.ReLU(), self.head)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, Z, Y, X) for an image (B, C, Z, Y, X), each slice from itself alone."""

@@ -42,6 +42,8 @@ class LesionFacts(Config):
     """Its mean over the mean of a ring three pixels wide around it, in channel 0."""
     centre_zyx: tuple[float, float, float]
     """Mean place of its voxels along each of the file's axes, from 0."""
+    contrasts: tuple[float, ...] = ()
+    """The contrast in each channel, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Fingerprint(Config):
     """As in dataset.json."""
     cases: tuple[CaseFingerprint, ...]
     """The facts of each case."""
+    are_regions: bool = False
+    """Whether labels may overlap (nnU-Net's regions)."""
 
     @property
     def lesions(self) -> list[LesionFacts]:
@@ -143,7 +147,7 @@ def extract_fingerprint(dataset: Dataset, workers: int) -> Fingerprint:
     if len({case.geometry.is_2d for case in cases}) > 1:
         flat = [case.name for case in cases if case.geometry.is_2d]
         raise PwmlError(f"{dataset.name}: 2-D and 3-D images are mixed (2-D: {join(flat)}): keep one kind")
-    return Fingerprint(dataset.name, dataset.channel_names, tuple(cases))
+    return Fingerprint(dataset.name, dataset.channel_names, tuple(cases), dataset.labels.are_regions)
 
 
 def _case_fingerprint(files: CaseFiles, labels: Labels, channel_names: Sequence[str]) -> CaseFingerprint:
@@ -152,7 +156,7 @@ def _case_fingerprint(files: CaseFiles, labels: Labels, channel_names: Sequence[
     image, geometry = channels[0].array, channels[0].geometry
     fan = find_fan(image) if may_hold_fan(channel_names, geometry) else None
     head = foreground(image) if fan is None else fan
-    lesions, n_lesion_slices = _measure(mask.array, image, labels, geometry)
+    lesions, n_lesion_slices = _measure(mask.array, [channel.array for channel in channels], labels, geometry)
     known = labels.valid(mask.array).reshape(len(image), -1).any(1)
     return CaseFingerprint(
         files.name,
@@ -176,7 +180,7 @@ def channel_facts(image: NDArray[Any], head: NDArray[np.bool_]) -> ChannelFacts:
 
 
 def _measure(
-    mask: NDArray[Any], image: NDArray[Any], labels: Labels, geometry: Geometry
+    mask: NDArray[Any], channels: Sequence[NDArray[Any]], labels: Labels, geometry: Geometry
 ) -> tuple[tuple[LesionFacts, ...], int]:
     """A case's lesions and the number of slices with one, measured inside the box of what is labelled.
 
@@ -189,7 +193,7 @@ def _measure(
         for (start, stop), size in zip(box_of(mask != 0), mask.shape, strict=True)
     ]
     inside = tuple(slice(*interval) for interval in box)
-    targets, near = labels.encode(mask[inside]), image[inside].astype(np.float32)
+    targets, near = labels.encode(mask[inside]), [c[inside].astype(np.float32) for c in channels]
     lesions = tuple(
         lesion
         for target, where in zip(labels.targets, targets, strict=True)
@@ -200,12 +204,12 @@ def _measure(
 
 def _lesions(
     mask: NDArray[np.bool_],
-    image: NDArray[np.float32],
+    channels: Sequence[NDArray[np.float32]],
     target: str,
     geometry: Geometry,
     corner_zyx: Sequence[int],
 ) -> Iterator[LesionFacts]:
-    """The facts of each lesion of a mask and an image that begin at `corner_zyx` of the whole ones."""
+    """The facts of each lesion of a mask and channels that begin at `corner_zyx` of the whole ones."""
     import cc3d
 
     labelled, n_lesions = find_lesions(mask)
@@ -220,14 +224,22 @@ def _lesions(
         n_voxels = int(statistics["voxel_counts"][index])
         extent = (box[0][1] - box[0][0], box[1][1] - box[1][0], box[2][1] - box[2][0])
         z, y, x = (2 * float(np.sqrt(lesion.sum(plane).max() / np.pi)) for plane in ((1, 2), (0, 2), (0, 1)))
-        contrast = _contrast(lesion, mask[around], image[around])
-        centre = (statistics["centroids"][index] + corner_zyx).tolist()
-        yield LesionFacts(target, n_voxels, n_voxels * voxel_mm3, extent, (z, y, x), contrast, tuple(centre))
+        contrasts = _contrasts(lesion, mask[around], [image[around] for image in channels])
+        centre = tuple((statistics["centroids"][index] + corner_zyx).tolist())
+        of_each = contrasts if len(contrasts) > 1 else ()
+        yield LesionFacts(
+            target, n_voxels, n_voxels * voxel_mm3, extent, (z, y, x), contrasts[0], centre, of_each
+        )
 
 
-def _contrast(lesion: NDArray[np.bool_], any_lesion: NDArray[np.bool_], image: NDArray[np.float32]) -> float:
-    """Mean inside over mean of the in-plane ring around it; 1 where there is no ring."""
+def _contrasts(
+    lesion: NDArray[np.bool_], any_lesion: NDArray[np.bool_], channels: Sequence[NDArray[np.float32]]
+) -> tuple[float, ...]:
+    """In each channel the mean inside over the mean of the in-plane ring around it; 1 where there is no ring."""
     disc = np.ones((1, 2 * _RING_VOXELS + 1, 2 * _RING_VOXELS + 1), bool)
     ring = ndimage.binary_dilation(lesion, disc) & ~any_lesion
-    around = float(image[ring].mean()) if ring.any() else 0.0
-    return float(image[lesion].mean()) / around if around > 0 else 1.0
+    around = [float(image[ring].mean()) if ring.any() else 0.0 for image in channels]
+    return tuple(
+        float(image[lesion].mean()) / mean if mean > 0 else 1.0
+        for image, mean in zip(channels, around, strict=True)
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +11,22 @@ from pwmlunet.data.dataset import Labels, read_dataset_json
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import write_json
 from pwmlunet.networks.base import NetworkConfig
+from pwmlunet.networks.correction import CorrectionConfig
 from pwmlunet.planning.density import DensityConfig
 from pwmlunet.planning.fingerprint import ChannelFacts
 from pwmlunet.planning.preprocessing import Preparation
+
+PLANNED = (
+    "trident",
+    "resunet_2d",
+    "unet_2d",
+    "primary_2d",
+    "two_stage",
+    "priority_2d",
+    "log_odds_2d",
+    "resunet_3d",
+)
+"""The names of all configurations that a plan may have."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,11 @@ class Configuration(Config):
     """Slices that a training patch labels at once; more than one for networks of volumes."""
     prior: DensityConfig | None = None
     """How the prior density of lesions is made, for a network that takes one."""
+    channels: tuple[int, ...] | None = None
+    """Numbers of the dataset's channels that the network sees, rising; null for all."""
+    finds: Literal["each", "any"] = "each"
+    """One output for each target, or one for any lesion, which the first target stands for until a correction network
+    names the kind."""
 
     def problems(self) -> Iterator[str]:
         """Sentences about values that contradict each other."""
@@ -78,6 +97,24 @@ class Configuration(Config):
             yield 'the network takes a prior density: say how it is made ("prior": {} for the defaults)'
         if self.prior is not None and not self.network.takes_prior:
             yield 'the network takes no prior density: remove "prior", or choose a network of type priority'
+        yield from _channel_problems(self.channels)
+
+
+def see(image: Any, configuration: Configuration) -> Any:
+    """The channels of an array or tensor (C, …) that a configuration's network sees; a view where they are evenly spaced."""
+    numbers = configuration.channels
+    if numbers is None:
+        return image
+    steps = {after - before for before, after in pairwise(numbers)} or {1}
+    return image[numbers[0] : numbers[-1] + 1 : steps.pop()] if len(steps) == 1 else image[list(numbers)]
+
+
+def _channel_problems(channels: tuple[int, ...] | None) -> Iterator[str]:
+    """Sentences about numbers of channels that no image can have."""
+    if channels is None:
+        return
+    if not channels or channels[0] < 0 or any(after <= before for before, after in pairwise(channels)):
+        yield f"channels [{join(channels)}] must be rising numbers from 0 on, one at least; null means all"
 
 
 @dataclass(frozen=True)
@@ -104,6 +141,8 @@ class Plan(Config):
     """Folds of subjects; fewer where there are fewer subjects."""
     smallest_lesion_mm3: float = 0.0
     """Smaller components of a prediction are removed until pwml_find_best knows better (mm² for 2-D images)."""
+    correction: CorrectionConfig | None = None
+    """The network that judges candidates after any configuration; null where none was planned."""
     decisions: tuple[Decision, ...] = field(default=())
     """Why the plan is as it is; for people, nothing reads it."""
 
@@ -114,9 +153,18 @@ class Plan(Config):
         for name, configuration in self.configurations.items():
             if configuration.preparation not in self.preparations:
                 yield f"configuration {name!r} names the preparation {configuration.preparation!r}, which is not there"
+            yield from self._unknown_channels(f"configuration {name!r}", configuration.channels)
+        if self.correction is not None:
+            yield from self._unknown_channels("correction", self.correction.channels)
         for name, preparation in self.preparations.items():
             if len(preparation.normalisation) != len(self.channel_names):
                 yield f"preparation {name!r} needs one normalisation for each of {len(self.channel_names)} channels"
+
+    def _unknown_channels(self, what: str, channels: tuple[int, ...] | None) -> Iterator[str]:
+        known = join(f"{number} ({name})" for number, name in enumerate(self.channel_names))
+        for number in channels or ():
+            if number >= len(self.channel_names):
+                yield f"{what} sees channel {number}, which is not there (known: {known})"
 
     @classmethod
     def from_dict(cls, values: Any, where: str) -> "Plan":
@@ -130,6 +178,8 @@ class Plan(Config):
         """A configuration by name, the default one without, and its name."""
         chosen = name or self.default
         if chosen not in self.configurations:
+            if chosen in PLANNED:
+                raise PwmlError(f"unknown configuration {chosen!r} (known: {join(self.configurations)}); a plan made by an older version may lack it: make a new one with --replan")  # fmt: skip
             raise PwmlError(f"unknown configuration {chosen!r}{did_you_mean(chosen, self.configurations)}")
         return chosen, self.configurations[chosen]
 

@@ -19,10 +19,12 @@ from pwmlunet.planning.modality import recognise_ultrasound
 from pwmlunet.planning.plan import Configuration, Decision, ExpectedInput, Plan
 from pwmlunet.planning.preprocessing import Preparation
 from pwmlunet.planning.rules import Rules, in_mm
+from pwmlunet.planning.rules_correction import correction, primary_channels, tells_kinds_apart
 from pwmlunet.planning.rules_mr import MrRules, find_slice_axis
 from pwmlunet.planning.rules_ultrasound import UltrasoundRules
 
 _PAPER_BATCH = 8  # Liu et al. 2019
+_PRIMARY = "primary_2d"
 
 
 def make_plan(fingerprint: Fingerprint, budget: Budget) -> Plan:
@@ -38,7 +40,10 @@ def make_plan(fingerprint: Fingerprint, budget: Budget) -> Plan:
     patch = rules.patch(preparation, 2 ** (n_stages - 1))
     prior, prior_helps = rules.prior(preparation)
     networks = _slice_networks(neighbours[0], rules.two_stage(preparation, patch, n_stages), prior)
-    configurations = _slice_configurations(rules, budget, networks, patch, neighbours[1], prior)
+    seen = primary_channels(rules)
+    if tells_kinds_apart(rules):
+        networks[_PRIMARY] = UNetConfig(n_stages=n_stages, head_convolutions=2)
+    configurations = _slice_configurations(rules, budget, networks, patch, neighbours[1], prior, seen)
     widest = max(c.network.width for c in configurations.values() if isinstance(c.network, DenseConfig))
     configurations |= _volume_configuration(rules, budget, preparation, n_stages, widest)
     return Plan(
@@ -50,13 +55,14 @@ def make_plan(fingerprint: Fingerprint, budget: Budget) -> Plan:
         _expected_input(fingerprint),
         rules.n_folds(),
         rules.smallest_lesion_mm3(),
+        correction(rules, neighbours[0]),
         tuple(rules.decisions),
     )
 
 
 def parents_of(plan: Plan) -> dict[str, str]:
     """The configurations that plan.json writes as differences from another, and from which."""
-    pairs = {"resunet_2d": "trident", "log_odds_2d": "priority_2d"}
+    pairs = {"resunet_2d": "trident", "log_odds_2d": "priority_2d", _PRIMARY: "unet_2d"}
     there = plan.configurations
     return {child: parent for child, parent in pairs.items() if child in there and parent in there}
 
@@ -97,6 +103,7 @@ def _slice_configurations(
     patch: tuple[int, int],
     slice_step: int,
     prior: DensityConfig | None,
+    primary: tuple[int, ...] | None,
 ) -> dict[str, Configuration]:
     """Networks of slices: the leading one decides the width, the others take it with as many patches as fit."""
     leading = next(name for name in rules.leading if name in networks)
@@ -118,6 +125,8 @@ def _slice_configurations(
             sized,
             slice_step if sized.n_slices > 1 else 1,
             prior=density,
+            channels=primary if name == _PRIMARY else None,
+            finds="any" if name == _PRIMARY else "each",
         )
     return configurations
 

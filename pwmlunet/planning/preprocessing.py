@@ -78,25 +78,38 @@ class Preparation(Config):
             yield "margin must lie between 0 and 1"
 
 
-def read_case(files: CaseFiles, labels: Labels | None) -> tuple[list[Image], Image | None]:
-    """A case's channels and mask, verified.
+def read_case(
+    files: CaseFiles, labels: Labels | None, *, may_lack: bool = False
+) -> tuple[list[Image], Image | None]:
+    """A case's channels and mask, verified; channels whose files a case may lack are zeros on the grid of the others.
 
     Raises:
         PwmlError: what is wrong with the case's files, all findings at once.
     """
-    channels = [read_image(path) for path in files.images]
+    paths = dict(enumerate(files.images))
+    read = {i: read_image(path) for i, path in paths.items() if path.is_file() or not may_lack}
+    if not read:
+        raise PwmlError(f"case {files.name} has no image: one channel at least must be there")
     mask = read_image(files.label) if files.label is not None and labels is not None else None
-    problems = [p for i, c in enumerate(channels) for p in _image_problems(c, f"channel {i}", channels[0])]
+    number, first = next(iter(read.items()))
+    problems = [p for i, c in read.items() for p in _image_problems(c, i, first, number)]
     if mask is not None and labels is not None:
-        problems += _mask_problems(mask, channels[0], labels)
+        problems += _mask_problems(mask, first, labels)
     if problems:
         raise PwmlError(f"case {files.name}: " + "; ".join(problems))
-    return channels, mask
+    lacking = Image(np.zeros(first.array.shape, np.uint8), first.geometry)
+    return [read.get(i, lacking) for i in paths], mask
 
 
-def _image_problems(image: Image, what: str, first: Image) -> list[str]:
+def find_first_present(channels: Sequence[NDArray[Any]]) -> int:
+    """The number of the first channel that is not constant, as one that a case lacks is; 0 where all are."""
+    return next((i for i, channel in enumerate(channels) if channel.min() < channel.max()), 0)
+
+
+def _image_problems(image: Image, number: int, first: Image, first_number: int) -> list[str]:
+    what = f"channel {number}"
     if differences := image.geometry.differences(first.geometry):
-        return [f"{what} lies on another grid than channel 0 ({differences[0]}): resample it"]
+        return [f"{what} lies on another grid than channel {first_number} ({differences[0]}): bring it onto channel {first_number}'s grid with pwml_convert register"]  # fmt: skip
     if image.array.dtype.kind == "f" and not np.isfinite(image.array).all():
         return [f"{what} holds values that are not finite (NaN): replace them"]
     if image.array.min() == image.array.max():
@@ -126,9 +139,9 @@ def prepare(
 ) -> tuple[NDArray[Any], NDArray[np.uint8] | None, WayBack]:
     """The image (C, Z, Y, X) and mask (Z, Y, X) on the network's grid, and the way back.
 
-    `channels` and `mask` are in the file's axis order. The crop depends on the image alone, so that a
-    case to predict is treated as a training case is. A reference is needed where cases are aligned to one;
-    the case's name is for the log.
+    `channels` and `mask` are in the file's axis order. The crop depends on the image alone, on the first channel
+    that is not constant, so that a case to predict is treated as a training case is. A reference is needed where
+    cases are aligned to one; the case's name is for the log.
 
     Raises:
         PwmlError: another number of channels or another spacing than planned, or no fan to crop to.
@@ -140,9 +153,10 @@ def prepare(
     orientation = orientation_of(geometry, preparation.slice_axis)
     _check_spacing(geometry, orientation, preparation)
     volumes = [orientation.to_grid(channel) for channel in channels]
-    head = find_head(volumes[0], preparation)
+    first = find_first_present(volumes)
+    head = find_head(volumes[first], preparation)
     head_box = box_of(head)
-    box = crop_box(volumes[0], head_box, preparation)
+    box = crop_box(volumes[first], head_box, preparation)
     shape_yx = _grid_shape(box, geometry, orientation, preparation)
     shape_zyx = (box[0][1] - box[0][0], *shape_yx)
     way_back = WayBack(
@@ -153,7 +167,7 @@ def prepare(
         normalised = NORMALISATIONS[normalisation](np.ascontiguousarray(volumes[index], np.float32), head)
         image[index] = resize_images(_crop(normalised, box, float(normalised.min())), shape_yx)
     if preparation.align == "rigid":
-        way_back = replace(way_back, to_reference=_register(image, way_back, reference, name))
+        way_back = replace(way_back, to_reference=_register(image[first], way_back, reference, name))
     return image, None if mask is None else prepare_mask(mask, way_back), way_back
 
 
@@ -166,7 +180,7 @@ def prepare_mask(mask: NDArray[Any], way_back: WayBack) -> NDArray[np.uint8]:
 def _register(image: NDArray[Any], way_back: WayBack, reference: CoarseImage | None, name: str) -> Rigid:
     if reference is None:
         raise ValueError("cases that are aligned rigidly need a reference")
-    return register(coarse_image(image[0], way_back.spacing_zyx_mm), reference, name=name)
+    return register(coarse_image(image, way_back.spacing_zyx_mm), reference, name=name)
 
 
 def _check_spacing(geometry: Geometry, orientation: Orientation, preparation: Preparation) -> None:

@@ -116,6 +116,7 @@ class Rules(ABC):
         self, fingerprint: Fingerprint, slice_axis: SliceAxis, decisions: Sequence[Decision]
     ) -> None:
         self.channel_names = fingerprint.channel_names
+        self.are_regions = fingerprint.are_regions
         self.cases = [SlicedCase.of(case, slice_axis) for case in fingerprint.cases]
         self.lesions = [lesion for case in self.cases for lesion in case.lesions]
         self.spacing_zyx_mm = np.median([case.spacing_zyx_mm for case in self.cases], axis=0)

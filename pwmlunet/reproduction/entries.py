@@ -73,7 +73,7 @@ def _check(plan: Plan, study: Study, folder: Path, quick: Quick | None) -> None:
 
 def paper_entries(plan: Plan, study: Study) -> Entries:
     """What a study adds to a plan: networks like planned ones, or all that its paper says."""
-    if not study.planned:
+    if study.name in _PAPERS:
         return _PAPERS[study.name](plan, study)
     plain = {"prior_probability": 0.5}
     return {
@@ -126,9 +126,29 @@ def _entries_of_rs_rcnn(plan: Plan, study: Study) -> Entries:
     }
 
 
+def _entries_of_fci_laci(plan: Plan, study: Study) -> Entries:
+    """The first networks of Liu et al. 2021: a planned U-Net of five levels that sees what the plan's first one does."""
+    parent, n_stages = study.planned["paper_task_a"], 5
+    stride = 2 ** (n_stages - 1)
+    primary = plan.configurations.get("primary_2d")
+    task_a = {
+        "inherits": parent,
+        "patch_size_yx": [-(-n // stride) * stride for n in plan.configurations[parent].patch_size_yx],
+        "channels": list(primary.channels) if primary and primary.channels else None,
+        "network": {"n_stages": n_stages, "head_convolutions": 2},
+    }
+    configurations = {
+        "paper_task_a": task_a,
+        "paper_task_a_all": {"inherits": "paper_task_a", "channels": None},
+        "paper_task_b": {"inherits": "paper_task_a", "finds": "any"},
+    }
+    return {"configurations": configurations}
+
+
 _PAPERS: dict[str, Callable[[Plan, Study], Entries]] = {
     "trident": _entries_of_trident,
     "rs_rcnn": _entries_of_rs_rcnn,
+    "fci_laci": _entries_of_fci_laci,
 }
 
 
@@ -203,6 +223,8 @@ def remarks_on_plan(plan: Plan, study: Study, quick: Quick | None = None) -> Ite
     """What a reader must know of the plan that the rows are trained with, a sentence each."""
     if study.planned:
         yield from _as_planned(plan, study)
+        if study.correction:
+            yield from _seen(plan, study)
     elif study.configurations and _is_papers(study, quick):
         yield from _unlike_the_paper(plan, study)
 
@@ -228,7 +250,7 @@ def _unlike_the_paper(plan: Plan, study: Study) -> Iterator[str]:
 
 
 _SIZES = ("network.width", "network.n_stages", "network.norm", "batch_size", "patch_size_yx")
-_KINDS = ("network.type", "network.enters", "prior")
+_KINDS = ("network.type", "network.enters", "prior", "channels", "finds")
 
 
 def _as_planned(plan: Plan, study: Study) -> Iterator[str]:
@@ -240,6 +262,20 @@ def _as_planned(plan: Plan, study: Study) -> Iterator[str]:
     for other in others:
         if changed := _differing(content[other], content[first], but=_KINDS):
             yield f"{other} differs from {first} in more than its kind: {changed}."
+
+
+def _seen(plan: Plan, study: Study) -> Iterator[str]:
+    """The channels that the first networks see, and what the second ones do."""
+    for name in study.configurations:
+        yield f"{name} sees {_channels(plan, plan.configurations[name].channels)}."
+    if study.corrected and (second := plan.correction):
+        maps = {"the candidate's mask": second.sees_mask, "the first network's probability": second.sees_probability}  # fmt: skip
+        others = [words for words, is_seen in maps.items() if is_seen]
+        yield f"A second network sees {join([_channels(plan, second.channels), *others])} in squares of {second.region_mm:g} mm; the paper's sees T1 FLAIR alone, in squares of 32 pixels."
+
+
+def _channels(plan: Plan, numbers: Sequence[int] | None) -> str:
+    return join(plan.channel_names if numbers is None else [plan.channel_names[n] for n in numbers])
 
 
 def _differing(here: Mapping[str, Any], there: Mapping[str, Any], but: tuple[str, ...] = ()) -> str:

@@ -48,7 +48,7 @@ class RowFigures(Config):
     words: str
     """The line as the paper has it."""
     figures: dict[str, PaperFigure]
-    """The columns of the tables that it stands in."""
+    """The columns of the tables that it stands in; none for a target that the paper does not count by itself."""
     honest: dict[str, HonestScore]
     """lesion_f1, lesion_recall, lesion_precision and dice."""
 
@@ -75,6 +75,11 @@ class TargetFigures(Config):
     """In the paper's order."""
     answers: tuple[Answer, ...]
     """Is each step of the paper a step forward here?"""
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether the paper counts this target by itself."""
+        return any(row.figures for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -104,4 +109,4 @@ class Reproduction(Config):
     remarks: tuple[str, ...]
     """What a reader must know to judge the intervals, a sentence each."""
     targets: dict[str, TargetFigures]
-    """By the target's name."""
+    """By the target's name; all of them together first, where the paper counts them so."""

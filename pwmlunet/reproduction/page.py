@@ -82,8 +82,8 @@ def honest(score: HonestScore) -> str:
 
 
 def rows_of(table: Table, target: TargetFigures) -> list[RowFigures]:
-    """The rows of a table that were asked for, in the paper's order."""
-    found = {row.name: row for row in target.rows if table.has(row.name)}
+    """The rows of a table that were asked for, in the paper's order; none where the paper does not count the target."""
+    found = {row.name: row for row in target.rows if table.has(row.name) and row.figures}
     return [found[name] for name in table.rows or found if name in found]
 
 

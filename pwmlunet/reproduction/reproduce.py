@@ -22,9 +22,10 @@ from pwmlunet.reproduction.entries import (
 )
 from pwmlunet.reproduction.figures import Reproduction
 from pwmlunet.reproduction.scoring import ScoredRow, Scorer, remarks_of, tabulate
-from pwmlunet.reproduction.sources import HeldOut, classical, refined, trained
+from pwmlunet.reproduction.sources import HeldOut, Source, classical, corrected, refined, trained
 from pwmlunet.reproduction.study import Quick, Study, StudyRow
 from pwmlunet.training.config import TrainingConfig
+from pwmlunet.training.correction import train_correction
 from pwmlunet.training.pretrained import check_pretrained
 from pwmlunet.training.run import Run, open_run
 from pwmlunet.training.trainer import FoldTrainer
@@ -60,6 +61,7 @@ def reproduce(workspace: Workspace, dataset: str, study: Study, wishes: Wishes) 
     wishes = replace(wishes, seeds=tuple(dict.fromkeys(wishes.seeds)))
     if min(wishes.seeds) < 0:
         raise PwmlError(f"a seed cannot be negative: give other ones than {join(wishes.seeds)} to --seeds")
+    _check_corrections(folder, study, n_folds, folds)
     plan = prepare(workspace, folder, study, wishes.quick)
     runs = {
         name: _open(workspace, folder.name, name, recipe, wishes) for name, recipe in study.recipes.items()
@@ -72,6 +74,8 @@ def reproduce(workspace: Workspace, dataset: str, study: Study, wishes: Wishes) 
         if not row.run
     }
     _train([run for seeds in runs.values() for run in seeds], folds)
+    for name in study.corrected:
+        _correct(workspace, folder.name, study, runs[name], folds, wishes)
     rows = [
         _score(row, runs[row.run], scorer)
         if row.run
@@ -92,6 +96,7 @@ def reproduce(workspace: Workspace, dataset: str, study: Study, wishes: Wishes) 
         different=(
             *study.different,
             *_one_label(scorer.cases, untrained),
+            *_one_kind(scorer.cases, study),
             *(_beginning(wishes) if runs else ()),
             *remarks_on_plan(plan, study, wishes.quick),
         ),
@@ -139,11 +144,48 @@ def _train(runs: Sequence[Run], folds: Sequence[str]) -> None:
             FoldTrainer(run, fold).train()
 
 
+def _check_corrections(folder: Path, study: Study, n_folds: int, folds: Sequence[str]) -> None:
+    """Whether second networks can be trained, which is told before days of training.
+
+    Raises:
+        PwmlError: there are too few folds, or the plan has none.
+    """
+    if not study.corrected:
+        return
+    rows = join(row.name for row in study.rows if row.correction)
+    if min(n_folds, len(folds) + 1) < 3:
+        raise PwmlError(f"a second network (row {rows}) learns from another fold than it is asked about, of first networks trained without both: take two folds or more (--folds) of three or more in {folder / 'splits.json'}, or leave the rows out (--rows)")  # fmt: skip
+    if Plan.read(folder / "plan.json").correction is None:
+        raise PwmlError(f"{folder / 'plan.json'} plans no second network (row {rows}): make a new plan with pwml_plan_and_preprocess -d {folder.name} --replan")  # fmt: skip
+
+
+def _correct(
+    workspace: Workspace,
+    dataset: str,
+    study: Study,
+    seeds: Sequence[Run],
+    folds: Sequence[str],
+    wishes: Wishes,
+) -> None:
+    """Trains the second networks of a run for each seed, as far as they are not trained yet."""
+    assert study.correction is not None  # rows have second networks
+    recipe = wishes.quick.shorten_correction(study.correction) if wishes.quick else study.correction
+    for run in seeds:
+        recipe = replace(recipe, seed=run.config.seed)
+        train_correction(workspace, dataset, run.model.folder.name, recipe, folds=folds, device=wishes.device)
+
+
 def _one_label(cases: HeldOut, untrained: Mapping[str, object]) -> Iterator[str]:
     """What rows without training cannot do."""
     first, *others = (target.name for target in cases.labels.targets)
     if untrained and others:
         yield f"Row {join(untrained)} knows one kind of lesion, which counts as {first}: its figures and differences for {join(others)} mean nothing."
+
+
+def _one_kind(cases: HeldOut, study: Study) -> Iterator[str]:
+    """What second networks cannot do where there are no kinds to tell apart."""
+    if study.corrected and (cases.labels.are_regions or len(cases.labels.targets) == 1):
+        yield "This dataset does not have several kinds of lesions that exclude each other: a second network has nothing to name, and only row b_ours can gain by it."
 
 
 def _beginning(wishes: Wishes) -> Iterator[str]:
@@ -153,12 +195,16 @@ def _beginning(wishes: Wishes) -> Iterator[str]:
 
 def _score(row: StudyRow, seeds: Sequence[Run], scorer: Scorer) -> ScoredRow:
     """The row with the scores of its run for each seed."""
-    threshold = scorer.study.threshold
-    sources = [
-        refined(run, threshold, may_delete=row.may_delete) if row.crf else trained(run, threshold)
-        for run in seeds
-    ]
+    sources = [_source(row, run, scorer.study.threshold) for run in seeds]
     return ScoredRow(row, seeds[0].model.folder.name, tuple(map(scorer.score, sources)))
+
+
+def _source(row: StudyRow, run: Run, threshold: float) -> Source:
+    if row.crf:
+        return refined(run, threshold, may_delete=row.may_delete)
+    if row.correction:
+        return corrected(run, threshold, removes=row.correction == "all")
+    return trained(run, threshold)
 
 
 _RATES = {
@@ -168,7 +214,7 @@ _RATES = {
 }
 
 
-_OPTIMISERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+_OPTIMISERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSProp"}
 
 
 def _shrunk(plan: Plan, study: Study, quick: Quick) -> Iterator[str]:
@@ -180,6 +226,8 @@ def _shrunk(plan: Plan, study: Study, quick: Quick) -> Iterator[str]:
     schedules = {_schedule(recipe): _schedule(quick.shorten(recipe)) for recipe in study.recipes.values()}
     for before, now in schedules.items():
         yield f"Training has {now}, instead of {before}: so few steps at the paper's rate would leave a network where it began."
+    if study.corrected and (recipe := study.correction):
+        yield f"Second networks have {count(quick.shorten_correction(recipe).steps, 'step')}, instead of {recipe.steps}."
 
 
 def _widths(plan: Plan, study: Study, quick: Quick) -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from pwmlunet.data.dataset import Labels, Target
 from pwmlunet.data.parallel import map_cases
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.comparison import Comparison, Difference, compare
@@ -54,6 +55,10 @@ class ScoredRow:
             for case in seed.cases
         )
 
+    def tells(self, target: str) -> bool:
+        """Whether its scores say something of a target: those of all together always do."""
+        return self.row.names_kinds or target in self.seeds[0].values
+
 
 @dataclass(frozen=True)
 class Scorer:
@@ -63,6 +68,18 @@ class Scorer:
     cases: HeldOut
     smallest_lesion_mm3: float
     """Smaller predicted components are left out of the honest scores."""
+
+    @property
+    def counted(self) -> Labels:
+        """What the paper counts: every target by itself, or all of them together."""
+        labels = self.cases.labels
+        return _together(labels) if get_profile(self.study.profile).is_joint else labels
+
+    @property
+    def scored(self) -> Labels:
+        """What has honest scores: what the paper counts, and every target by itself."""
+        targets = dict.fromkeys((*self.counted.targets, *self.cases.labels.targets))
+        return replace(self.cases.labels, targets=tuple(targets))
 
     def score(self, source: Source) -> SeedScores:
         """One seed of a row.
@@ -77,9 +94,18 @@ class Scorer:
         summarise_rows = get_profile(self.study.profile).summarise
         values = {
             target.name: summarise_rows([row for _, rows in done for row in rows[index]])
-            for index, target in enumerate(self.cases.labels.targets)
+            for index, target in enumerate(self.counted.targets)
         }
         return SeedScores(tuple(case for case, _ in done), values)
+
+
+def _together(labels: Labels) -> Labels:
+    """The labels with all targets as one."""
+    if len(labels.targets) == 1:
+        return labels
+    name = " + ".join(target.name for target in labels.targets)
+    values = tuple(dict.fromkeys(value for target in labels.targets for value in target.values))
+    return replace(labels, targets=(Target(name, values, values[0]),), are_regions=False)
 
 
 @dataclass(frozen=True)
@@ -104,7 +130,7 @@ class _Task:
             reference,
             cleaned.apply(probability, labels, spacing),
             spacing_zyx_mm=spacing,
-            labels=labels,
+            labels=self.scorer.scored,
             name=self.name,
             subject=facts.subject,
         )
@@ -114,17 +140,22 @@ class _Task:
 
 
 def tabulate(study: Study, rows: Sequence[ScoredRow]) -> dict[str, TargetFigures]:
-    """Rows and answers by target."""
-    summaries = [summarise(row.cases) for row in rows]
+    """Rows and answers by target; rows that say nothing of a target are left out of it."""
+    summaries = {row.row.name: summarise(row.cases) for row in rows}
     comparisons = {question: _compare(question, rows) for question in study.questions}
-    return {
-        target: TargetFigures(
-            _n_lesions(summaries[0], target) // len(rows[0].seeds),
-            tuple(_row(study, row, summary, target) for row, summary in zip(rows, summaries, strict=True)),
-            tuple(_answer(question, comparison, target) for question, comparison in comparisons.items()),
+    first = summaries[rows[0].row.name]
+    found = {}
+    for target in first.targets:
+        known = {row.row.name: row for row in rows if row.tells(target)}
+        if not known:
+            continue
+        asked = [question for question in study.questions if {question.row, question.against} <= known.keys()]
+        found[target] = TargetFigures(
+            _n_lesions(first, target) // len(rows[0].seeds),
+            tuple(_row(study, row, summaries[name], target) for name, row in known.items()),
+            tuple(_answer(question, comparisons[question], target) for question in asked),
         )
-        for target in summaries[0].targets
-    }
+    return found
 
 
 def remarks_of(study: Study, rows: Sequence[ScoredRow]) -> tuple[str, ...]:
@@ -143,7 +174,8 @@ def _n_lesions(summary: Summary, target: str) -> int:
 
 
 def _row(study: Study, row: ScoredRow, summary: Summary, target: str) -> RowFigures:
-    tables = [table for table in study.tables if table.has(row.row.name)]
+    is_counted = target in row.seeds[0].values  # else the paper counts it with the others alone
+    tables = [table for table in study.tables if is_counted and table.has(row.row.name)]
     names = dict.fromkeys(name for table in tables for name in (*table.columns, *table.beside))
     figures = {
         name: _figure(row.row.printed.get(name), [_value(seed, name, target) for seed in row.seeds])

@@ -1,4 +1,4 @@
-"""Where the probabilities of held-out cases come from: a trained run, alone or refined, or the classical method."""
+"""Where the probabilities of held-out cases come from: a trained run, alone, refined or corrected, or the classical method."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,9 @@ from pwmlunet.data.workspace import Workspace
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.probabilities import read_probability
 from pwmlunet.inference.classical import ClassicalConfig, ClassicalPredictor
+from pwmlunet.inference.judged import Judged, corrected_out_of_fold
 from pwmlunet.inference.refining import SeenImage
+from pwmlunet.inference.runs import Run as FinishedRun
 from pwmlunet.networks.dense_crf import DenseCrfConfig
 from pwmlunet.planning.fingerprint import Fingerprint
 from pwmlunet.planning.plan import read_labels
@@ -75,11 +77,15 @@ def trained(run: Run, threshold: float) -> Source:
     """What the folds of a run found when they were finished."""
 
     def find(name: str, fold: str) -> NDArray[np.float32]:
-        path = run.model.fold_folder(fold) / "validation" / f"{name}.npz"
         shape = facts_of(run.store, name).way_back.geometry.shape_zyx
-        return read_probability(path, shape, len(run.model.labels.targets))
+        return read_probability(_path(run, name, fold), shape, len(run.model.labels.targets))
 
     return Source(str(run.model.folder), threshold, find)
+
+
+def _path(run: Run, name: str, fold: str) -> Path:
+    """Where a fold keeps what it found in a held-out case."""
+    return run.model.fold_folder(fold) / "validation" / f"{name}.npz"
 
 
 def refined(run: Run, threshold: float, *, may_delete: bool) -> Source:
@@ -93,6 +99,21 @@ def refined(run: Run, threshold: float, *, may_delete: bool) -> Source:
         return seen.refine(plain.find(name, fold), replace(config, may_delete=may_delete), threshold)
 
     return Source(f"{plain.name} with the CRF", threshold, find)
+
+
+def corrected(run: Run, threshold: float, *, removes: bool) -> Source:
+    """The same after each fold's correction network, which names the kind of lesion, and removes some where it may.
+
+    Raises:
+        PwmlError: no correction of this run was trained.
+    """
+    judged = Judged.of_run(run.model)
+
+    def find(name: str, fold: str) -> NDArray[np.float32]:
+        alone = FinishedRun(run.model, run.store, {name: (fold, _path(run, name, fold))})
+        return corrected_out_of_fold(alone, name, judged, removes=removes).probability
+
+    return Source(f"{run.model.folder} with its correction", threshold, find)
 
 
 def classical(workspace: Workspace, folder: Path, cases: HeldOut) -> Source:

@@ -1,19 +1,23 @@
 """The studies that `pwml_reproduce` repeats, as data: rows, recipes, printed figures, and what stays different."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from pwmlunet.config import did_you_mean
 from pwmlunet.errors import PwmlError
-from pwmlunet.reproduction.study import Question, Quick, Study, StudyRow, Table
-from pwmlunet.training.config import RECIPES, AugmentationConfig, TrainingConfig
-
-NO_AUGMENTATION = replace(
-    AugmentationConfig(),
-    flip=False,
-    **{f.name: 0.0 for f in fields(AugmentationConfig) if f.name.endswith("_probability")},  # type: ignore[arg-type]
+from pwmlunet.reproduction.fci_laci import FCI_LACI
+from pwmlunet.reproduction.study import (
+    FOLDS,
+    LAST,
+    NO_AUGMENTATION,
+    Question,
+    Quick,
+    Study,
+    StudyRow,
+    Table,
 )
+from pwmlunet.training.config import RECIPES, TrainingConfig
 
 QUICK = Quick()
 
@@ -25,8 +29,6 @@ def get_study(name: str) -> Study:
     return STUDIES[name]
 
 
-_LAST = "The last weights are scored: the best ones on the held-out cases would be judged by what chose them."
-_FOLDS = "Folds are those of splits.json, made of subjects"
 _ROW_A = "Row A is the same to the last digit in the papers of TS-CNN and RS-RCNN, whose grids differ: it was copied, not measured again. Here it is our own version of that method, which looks at the files themselves and takes limits of size from each fold's training lesions; it is cut at 0.5. Its other settings were made with the public slices of Liu et al. 2019 in view, on which it is flattered."
 
 # Neither paper says how often the held-out cases were looked at; once is enough where the last weights count.
@@ -81,12 +83,12 @@ PRIORITY_UNET = Study(
         Question("Does SBFL help the Priority U-Net?", "priority_unet_sbfl_dice", "priority_unet_bce_dice"),
     ),
     different=(
-        f"{_FOLDS}; the paper has ten.",
+        f"{FOLDS}; the paper has ten.",
         "Widths and depth of the networks, the batch and the kernel of the density are not printed: those that were planned are taken.",
         "The paper trains with Adam at 1e-4 and prints neither a schedule nor a number of epochs: the rate stays, for 50 epochs of 50 steps.",
         "The paper prints no augmentation; that of the default recipe is taken, for without any a few subjects are learned by heart.",
         "Six of ten patches are drawn around a lesion; the paper does not say how it chooses slices.",
-        _LAST,
+        LAST,
         "While it learns, a case is seen with the density of the other training subjects, lest the network trusts peaks that its own lesions made; the paper does not say.",
         "Networks begin with a probability of 0.5 everywhere, as is usual; the paper does not say.",
         "Specificity is its mean over the cases with lesions; the paper does not say how it is averaged.",
@@ -141,12 +143,12 @@ TRIDENT = Study(
         Question("Does SBFL help (G against F)?", "G", "F"),
     ),
     different=(
-        f"{_FOLDS}; theirs are made of slices, so that neighbours of one lesion stand in training and test.",
+        f"{FOLDS}; theirs are made of slices, so that neighbours of one lesion stand in training and test.",
         "One head box a volume, with a threshold relative to the intensities; theirs is a box a slice, of rows and columns that sum to more than 1024.",
         "Augmentation moves the mask with the image, which their crop does not.",
         "Distances are in pixels enlarged 2.3 times, as a head of about 110 pixels is; theirs are in pixels of each case's own enlargement.",
         "The width of row B is not printed: 64 is taken, and with it D differs from B by its width too.",
-        _LAST,
+        LAST,
         _ROW_A,
         "Row C (RS-RCNN) is left out: it has a study of its own, rs_rcnn.",
     ),
@@ -231,7 +233,7 @@ RS_RCNN = Study(
         Question("Does training help (C against A)?", "C", "A"),
     ),
     different=(
-        f"{_FOLDS}; the paper does not say what theirs are made of.",
+        f"{FOLDS}; the paper does not say what theirs are made of.",
         "The paper shows whole slices of 512 × 512, of which a head fills about half; here a square twice as wide as the head, one a volume, is brought to that size.",
         "Intensities have zero mean and unit variance inside the head; theirs have it in the slice.",
         "The paper begins with weights from MS-COCO, which must be brought along (--pretrained); without, networks begin at random.",
@@ -241,10 +243,10 @@ RS_RCNN = Study(
         _ROW_A,
         "Row E is row D with the CRF of the paper's code: it may delete a lesion, which ours elsewhere never does (row E_keep). Lengths of the CRF are pixels of the prepared grid, as theirs are of 512 × 512, while its sums run over the case's own pixels.",
         "Distances are in pixels of the case's own slices, theirs in pixels of 512 × 512.",
-        _LAST,
+        LAST,
     ),
     quick_parent="two_stage",
 )  # fmt: skip
 
-STUDIES: dict[str, Study] = {study.name: study for study in (PRIORITY_UNET, TRIDENT, RS_RCNN)}
+STUDIES: dict[str, Study] = {study.name: study for study in (PRIORITY_UNET, TRIDENT, RS_RCNN, FCI_LACI)}
 """By the name that `pwml_reproduce` takes."""

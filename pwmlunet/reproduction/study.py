@@ -1,12 +1,22 @@
 """What a study is: rows of a paper's tables, how each comes to be, and what is asked about them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from pwmlunet.config import did_you_mean
 from pwmlunet.errors import PwmlError
-from pwmlunet.training.config import TrainingConfig
+from pwmlunet.training.config import AugmentationConfig, TrainingConfig
+from pwmlunet.training.correction_learning import CorrectionRecipe
+
+NO_AUGMENTATION = replace(
+    AugmentationConfig(),
+    flip=False,
+    **{f.name: 0.0 for f in fields(AugmentationConfig) if f.name.endswith("_probability")},  # type: ignore[arg-type]
+)
+
+FOLDS = "Folds are those of splits.json, made of subjects"
+LAST = "The last weights are scored: the best ones on the held-out cases would be judged by what chose them."
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,10 @@ class StudyRow:
     """Whether the dense CRF refines what its run found."""
     may_delete: bool = True
     """Whether the CRF may delete a lesion, as a paper's may."""
+    correction: Literal["kind", "all"] | None = None
+    """What a second network corrects of what its run found: the kind of lesion alone, or also whether it is one."""
+    names_kinds: bool = True
+    """Whether it tells the targets apart; else all that it finds counts as the first, which says nothing of each."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +98,18 @@ class Study:
     quick_parent: str = ""
     """The planned configuration that the rows' networks are made from with --quick, where the paper's are too large
     to be narrowed."""
+    correction: CorrectionRecipe | None = None
+    """How the second networks of its rows learn."""
 
     @property
     def recipes(self) -> dict[str, TrainingConfig]:
         """How each run is trained, by its name."""
         return {row.run: row.recipe for row in self.rows if row.run and row.recipe}
+
+    @property
+    def corrected(self) -> tuple[str, ...]:
+        """The runs that have second networks."""
+        return tuple(dict.fromkeys(row.run for row in self.rows if row.run and row.correction))
 
     @property
     def configurations(self) -> tuple[str, ...]:
@@ -124,6 +145,12 @@ class Quick:
     """Where the paper names one; else the plan's."""
     learning_rate: float = 2e-3
     """So few steps at a paper's rate would leave a network where it began; so would momentum alone."""
+    correction_steps: int = 200
+    """Of a second network."""
+
+    def shorten_correction(self, recipe: CorrectionRecipe) -> CorrectionRecipe:
+        """The recipe of a second network with fewer steps."""
+        return replace(recipe, steps=min(self.correction_steps, recipe.steps))
 
     def shorten(self, recipe: TrainingConfig) -> TrainingConfig:
         """The recipe with fewer, smaller and faster steps, which end in rest: the last weights are scored."""

@@ -18,6 +18,7 @@ class Augmenter:
     """Changes a batch; all slices of a patch move together, and so do target and valid.
 
     Channels beyond the first `n_channels`, a prior density, move too and are left as they are otherwise.
+    Patches from rich slices (`rich`, (B,)) may be rotated in their own way.
     Random numbers come from one CPU generator, so that a batch is changed alike on every device; only
     noise is drawn on the device itself.
     """
@@ -26,7 +27,7 @@ class Augmenter:
         self.config = config
         self.n_channels = n_channels
 
-    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def __call__(self, batch: Batch, generator: torch.Generator, rich: Tensor | None = None) -> Batch:
         """The changed batch; the given one is left as it is."""
         config, n = self.config, self.n_channels
         if config.paste_probability:
@@ -35,7 +36,7 @@ class Augmenter:
             image = batch.image.clone()
             image[:, :n] = pasted.image
             batch = Batch(image, pasted.target, pasted.valid)
-        moved, target, valid = self._move(batch, generator)
+        moved, target, valid = self._move(batch, generator, rich)
         image = moved[:, :n]
         steps: list[tuple[float, Callable[[Tensor, torch.Generator], Tensor]]] = [
             (config.blur_probability, self._blur),
@@ -49,14 +50,25 @@ class Augmenter:
             chosen = torch.rand(len(image), generator=generator) < probability
             if chosen.any():
                 image[chosen] = step(image[chosen], generator)
+        if config.channel_dropout:
+            image[self._left_out(len(image), image.shape[1], generator)] = 0.0
         return Batch(moved, target, valid)
 
-    def _move(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _left_out(self, n: int, n_channels: int, generator: torch.Generator) -> Tensor:
+        """Which channels of which patches are left out, (B, C): one or more of a patch, never all."""
+        chosen = torch.rand(n, generator=generator) < self.config.channel_dropout
+        how_many = torch.randint(1, n_channels, (n,), generator=generator)
+        places = torch.rand(n, n_channels, generator=generator).argsort(1).argsort(1)
+        return chosen[:, None] & (places < how_many[:, None])
+
+    def _move(
+        self, batch: Batch, generator: torch.Generator, rich: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Flips, rotation, scaling and deformation as one interpolation."""
         labels = torch.cat([batch.target, batch.valid], 1)
         image, labels = self._flip_slices(batch.image, labels, generator)
         n, device = len(image), image.device
-        grid = self._grid(n, image.shape[-2], image.shape[-1], generator).to(device)
+        grid = self._grid(n, image.shape[-2], image.shape[-1], generator, rich).to(device)
         # (B, C, Z, Y, X) → (B, C·Z, Y, X): one grid for all channels and slices of a patch
         moved = grid_sample(image.flatten(1, 2), grid, padding_mode="border", align_corners=False)
         labelled = grid_sample(labels.flatten(1, 2), grid, padding_mode="border", align_corners=False)
@@ -73,11 +85,12 @@ class Augmenter:
         chosen = chosen[:, None, None, None, None]
         return torch.where(chosen, image.flip(2), image), torch.where(chosen, labels.flip(2), labels)
 
-    def _grid(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    def _grid(
+        self, n: int, height: int, width: int, generator: torch.Generator, rich: Tensor | None
+    ) -> Tensor:
         """Where each output pixel comes from, (B, Y, X, 2) in units of half an image, x first."""
         config = self.config
-        angle = _uniform(n, -config.rotation_degrees, config.rotation_degrees, generator) * math.pi / 180
-        angle = angle * (torch.rand(n, generator=generator) < config.rotation_probability)
+        angle = self._angles(n, generator, rich)
         scale = torch.exp(_uniform(n, math.log(config.scaling[0]), math.log(config.scaling[1]), generator))
         scale = torch.where(torch.rand(n, generator=generator) < config.scaling_probability, scale, 1.0)
         flips = 1.0 - 2.0 * (torch.rand(2, n, generator=generator) < 0.5) * config.flip
@@ -94,6 +107,17 @@ class Augmenter:
         if chosen.any():
             grid[chosen] += self._displacement(int(chosen.sum()), height, width, generator)
         return grid
+
+    def _angles(self, n: int, generator: torch.Generator, rich: Tensor | None) -> Tensor:
+        """The rotation of each patch in radians."""
+        config = self.config
+        angle = _uniform(n, -config.rotation_degrees, config.rotation_degrees, generator) * math.pi / 180
+        angle = angle * (torch.rand(n, generator=generator) < config.rotation_probability)
+        if config.rich_rotation_degrees is None or rich is None:
+            return angle
+        size = _uniform(n, *config.rich_rotation_degrees, generator) * math.pi / 180
+        either_way = 1.0 - 2.0 * (torch.rand(n, generator=generator) < 0.5)
+        return torch.where(rich, size * either_way, angle)
 
     def _displacement(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         nodes = (max(2, height // _ELASTIC_GRID), max(2, width // _ELASTIC_GRID))

@@ -1,9 +1,9 @@
 """From preprocessed cases to batches on the training device."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from pwmlunet.data.dataset import Labels
 from pwmlunet.networks.base import Batch
 from pwmlunet.planning.density import Density
+from pwmlunet.planning.plan import see
 from pwmlunet.planning.workers import free_bytes
+from pwmlunet.training.rich_slices import mark_rich_slices
 from pwmlunet.training.run import Run, densities_of_others
 from pwmlunet.training.sampling import PatchLoader, PatchSampler, PatchShape, TrainingCase, training_case
 
@@ -32,7 +34,10 @@ def training_cases(
     """
     priors = densities_of_others(run, names, density) if density else {}
     stored = [run.store.read(name) for name in names]
+    stored = [replace(case, image=see(case.image, run.model.configuration)) for case in stored]
     cases = [training_case(case, run.model.labels, priors.get(case.facts.subject)) for case in stored]
+    if run.config.curriculum or run.config.augmentation.rich_rotation_degrees:
+        cases = mark_rich_slices(cases)
     n_bytes = sum(case.image.nbytes + case.mask.nbytes for case in cases)
     if n_bytes > _HELD_SHARE * _free_bytes(device):
         logger.info("%.1f GB of cases are read from disk patch by patch", n_bytes / 1e9)
@@ -42,30 +47,32 @@ def training_cases(
 
 
 def draw_batches(
-    run: Run, cases: Sequence[TrainingCase], *, seed: int, first: int
-) -> Iterator[dict[str, Any]]:
-    """The batches from number `first` on, drawn by worker processes where asked for and while they live."""
+    run: Run, cases: Sequence[TrainingCase], *, seed: int, first: int, only_rich: bool = False
+) -> Generator[dict[str, Any], None, None]:
+    """The batches from number `first` on, drawn by worker processes where asked for and while they live.
+
+    Closing it ends the processes. With `only_rich`, patches with a lesion are drawn in rich slices alone.
+    """
     number = first
     workers = 0 if isinstance(cases[0].image, Tensor) else run.config.workers  # tensors are on a card already
+    shape = PatchShape.of(run.model.configuration)
+    sampler = PatchSampler(cases, shape.size_zyx, run.config.lesion_share, only_rich=only_rich)
     if workers:
-        loader = _loader(run, cases, seed=seed, first=first, workers=workers)
+        loader = _loader(run, sampler, seed=seed, first=first, workers=workers)
         try:
-            for batch in MultiThreadedAugmenter(
-                loader, None, workers, seeds=list(range(workers)), pin_memory=True
-            ):
+            for batch in MultiThreadedAugmenter(loader, None, workers, seeds=list(range(workers))):
                 yield batch
                 number += 1
         except RuntimeError as error:
             logger.warning("%s Patches are drawn in this process from now on.", error)
-    yield from SingleThreadedAugmenter(_loader(run, cases, seed=seed, first=number, workers=0), None)
+    yield from SingleThreadedAugmenter(_loader(run, sampler, seed=seed, first=number, workers=0), None)
 
 
-def _loader(run: Run, cases: Sequence[TrainingCase], *, seed: int, first: int, workers: int) -> PatchLoader:
+def _loader(run: Run, sampler: PatchSampler, *, seed: int, first: int, workers: int) -> PatchLoader:
     configuration = run.model.configuration
-    shape = PatchShape.of(configuration)
     return PatchLoader(
-        PatchSampler(cases, shape.size_zyx, run.config.lesion_share),
-        shape,
+        sampler,
+        PatchShape.of(configuration),
         batch_size=run.config.batch_size or configuration.batch_size,
         seed=seed,
         first_batch=first,
@@ -73,13 +80,20 @@ def _loader(run: Run, cases: Sequence[TrainingCase], *, seed: int, first: int, w
     )
 
 
-def to_batch(drawn: dict[str, Any], labels: Labels, device: torch.device) -> Batch:
-    """A drawn batch as tensors on the device: targets (B, K, Z', Y, X), valid where the label is known."""
+def to_batch(
+    drawn: dict[str, Any], labels: Labels, device: torch.device, finds: Literal["each", "any"] = "each"
+) -> Batch:
+    """A drawn batch as tensors on the device: targets (B, K, Z', Y, X), valid where the label is known.
+
+    For a network that finds any lesion, K is 1: the union of the targets.
+    """
     image = torch.as_tensor(drawn["image"]).to(device, non_blocking=True).float()
     mask = torch.as_tensor(drawn["mask"]).to(device, non_blocking=True)[:, None]
     target = torch.cat(
         [sum((mask == v for v in t.values), torch.zeros_like(mask)) for t in labels.targets], 1
     )
+    if finds == "any":
+        target = target.amax(1, keepdim=True)
     valid = torch.ones_like(mask) if labels.ignore is None else mask != labels.ignore
     return Batch(image, target.float(), valid.float())
 

@@ -53,6 +53,12 @@ class AugmentationConfig(Config):
     """Smallest and largest factor."""
     paste_probability: float = 0.0
     """Share of lesion-free patches into which another patch's lesion is pasted."""
+    channel_dropout: float = 0.0
+    """Share of patches in which one or more of several channels, never all, are left out (zero, as prediction fills a
+    channel that a case lacks)."""
+    rich_rotation_degrees: tuple[float, float] | None = None
+    """Smallest and largest rotation, either way, of every patch from a slice rich in tiny lesions, such as [5, 10]; null
+    rotates these as the others."""
 
     def problems(self) -> Iterator[str]:
         """Values outside their range."""
@@ -64,6 +70,11 @@ class AugmentationConfig(Config):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 yield f"{name} must be two positive numbers, the smaller one first, not {low}, {high}"
+        if not 0 <= self.channel_dropout <= 1:
+            yield f"channel_dropout must be between 0 and 1, not {self.channel_dropout}"
+        low, high = self.rich_rotation_degrees or (0.0, 0.0)
+        if not 0 <= low <= high <= 180:
+            yield f"rich_rotation_degrees must be two numbers from 0 to 180, the smaller one first, not {low}, {high}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +91,8 @@ class TrainingConfig(Config):
     """Steps in an epoch."""
     batch_size: int | None = None
     """Patches in a step; null takes the plan's."""
-    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
-    """Adam with decoupled weight decay, Adam, or stochastic gradient descent with momentum .9."""
+    optimiser: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    """Adam with decoupled weight decay, Adam, stochastic gradient descent with momentum .9, or RMSprop with alpha .9."""
     learning_rate: float = 2e-3
     """The highest learning rate."""
     weight_decay: float = 1e-2
@@ -89,7 +100,7 @@ class TrainingConfig(Config):
     schedule: Literal["cosine", "constant", "plateau"] = "cosine"
     """Falling to 0 along a cosine; constant; or halved when the loss has not fallen for `plateau_epochs`."""
     plateau_epochs: int = 5
-    """Epochs without a lower loss after which the schedule "plateau" halves the rate."""
+    """Epochs without a lower loss after which the schedule "plateau" halves the rate, or the curriculum goes on."""
     warmup_steps: int = 25
     """Steps over which the learning rate rises from 0."""
     gradient_norm: float = 1.0
@@ -98,6 +109,9 @@ class TrainingConfig(Config):
     """Decay of the running mean of the weights, which is what is kept; 0 keeps the last weights."""
     lesion_share: float = 0.6
     """Share of patches drawn around a lesion; the others hold none where possible."""
+    curriculum: bool = False
+    """Whether patches with a lesion come from the slices richest in tiny lesions until the loss has not fallen for
+    `plateau_epochs`, half of the epochs at most, and from all slices after that."""
     checkpoint: Literal["best", "last"] = "best"
     """Which weights are kept: the best on the held-out slices by lesion F1, or the last."""
     validate_every: int = 5
@@ -127,6 +141,8 @@ class TrainingConfig(Config):
         for name in ("epochs", "steps_per_epoch", "plateau_epochs", "validate_every"):
             if getattr(self, name) < 1:
                 yield f"{name} must be at least 1, not {getattr(self, name)}"
+        if self.curriculum and self.epochs < 2:
+            yield "curriculum needs two epochs or more: one for each of its parts"
         if self.batch_size is not None and self.batch_size < 1:
             yield f"batch_size must be at least 1, not {self.batch_size}"
         if self.learning_rate <= 0:

@@ -2,8 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pwmlunet.config import join
 from pwmlunet.data.parallel import name_case
-from pwmlunet.data.splits import Split, read_splits
+from pwmlunet.data.splits import Split, read_splits, write_splits
 from pwmlunet.data.store import CaseStore, WayBack
 from pwmlunet.data.workspace import Workspace
 from pwmlunet.errors import PwmlError
@@ -21,8 +21,8 @@ from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.planning.alignment import REFERENCE
 from pwmlunet.planning.density import Density, fit_densities_of_others, fit_density
 from pwmlunet.planning.density_picture import draw_density
-from pwmlunet.planning.plan import Plan, read_labels
-from pwmlunet.training.config import TrainingConfig
+from pwmlunet.planning.plan import Configuration, Plan, read_labels
+from pwmlunet.training.config import AugmentationConfig, TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +114,12 @@ def open_run(workspace: Workspace, dataset: str, config: TrainingConfig, name: s
     """
     prepared = workspace.find_preprocessed(dataset)
     plan = Plan.read(prepared / "plan.json")
-    configuration, _ = plan.configuration(config.configuration or None)
+    configuration, chosen = plan.configuration(config.configuration or None)
     config = TrainingConfig.from_dict({**config.to_dict(), "configuration": configuration}, "the recipe")
-    if plan.configurations[configuration].patch_slices > 1 and config.augmentation.paste_probability:
-        raise PwmlError(f"lesions are pasted into single slices and {configuration} learns from volumes: leave augmentation.paste_probability at 0")  # fmt: skip
-    store = CaseStore(prepared / plan.configurations[configuration].preparation)
-    subjects = {n: facts.subject for n in store.names() if (facts := store.facts(n))}
+    for problem in _contradictions(config.augmentation, chosen, plan):
+        raise PwmlError(f"{configuration} {problem}")
+    store = CaseStore(prepared / chosen.preparation)
+    subjects = _subjects(store)
     if not subjects:
         raise PwmlError(
             f"{prepared.name} has no preprocessed cases: run pwml_plan_and_preprocess -d {dataset}"
@@ -127,36 +127,89 @@ def open_run(workspace: Workspace, dataset: str, config: TrainingConfig, name: s
     splits_path = prepared / "splits.json"
     splits = read_splits(splits_path, subjects) if splits_path.is_file() else None
     folder = workspace.results / prepared.name / (name or configuration)
-    _begin(folder, prepared, plan, config)
+    labels, reference = prepared / "dataset.json", store.folder / REFERENCE
+    if differing := _begin(folder, config, plan, labels=labels, reference=reference):
+        raise PwmlError(f"{folder} was begun with {join(differing)}: name another run with --run, or delete it")  # fmt: skip
     return Run(TrainedModel.open(folder), config, store, splits)
 
 
-def _begin(folder: Path, prepared: Path, plan: Plan, config: TrainingConfig) -> None:
-    """Writes the run's JSON files, or checks that they say the same."""
+def open_inner_run(outer: Run, folder: Path, splits: Sequence[Split]) -> Run:
+    """A run of other folds in a folder within a run's, made where it is new; it keeps the last weights.
+
+    Plan, recipe and labels are the outer run's: its networks are what the outer's would be, had they not seen more cases.
+
+    Raises:
+        PwmlError: a fold has a subject on both sides, or the folder was begun from another outer run or other folds.
+    """
+    pretrained, results = outer.config.pretrained, outer.model.folder.parent.resolve()
+    if pretrained and pretrained.resolve().is_relative_to(results):
+        raise PwmlError(f"{outer.model.folder} began from {pretrained}, which has learned from cases that the folds within it hold out: take a run that began from another dataset's weights, or from none")  # fmt: skip
+    config = replace(outer.config, checkpoint="last", validate_every=outer.config.epochs)
+    path = folder / "splits.json"
+    labels, reference = outer.model.folder / "dataset.json", outer.model.folder / REFERENCE
+    differing = _begin(folder, config, outer.model.plan, labels=labels, reference=reference)
+    if not _is_begun(folder):
+        write_splits(path, splits)
+    subjects = _subjects(outer.store)
+    if not path.is_file() or read_splits(path, subjects) != list(splits):
+        differing.append("other folds")
+    if differing:
+        raise PwmlError(f"{folder} was begun with {join(differing)}: delete it, so that it is trained again")
+    return Run(TrainedModel.open(folder), config, outer.store, list(splits))
+
+
+def _contradictions(augmentation: AugmentationConfig, chosen: Configuration, plan: Plan) -> Iterator[str]:
+    """What a configuration cannot learn from, to be said after its name."""
+    if chosen.patch_slices > 1 and augmentation.paste_probability:
+        yield "learns from volumes, and lesions are pasted into single slices: leave augmentation.paste_probability at 0"
+    if len(chosen.channels or plan.channel_names) == 1 and augmentation.channel_dropout:
+        yield "sees one channel, which cannot be left out: leave --channel-dropout at 0"
+
+
+def _subjects(store: CaseStore) -> dict[str, str]:
+    """The subject of each preprocessed case."""
+    return {name: facts.subject for name in store.names() if (facts := store.facts(name))}
+
+
+def _begin(folder: Path, config: TrainingConfig, plan: Plan, *, labels: Path, reference: Path) -> list[str]:
+    """Writes the run's JSON files where no fold was begun; else what differs from what they say, in words.
+
+    `labels` is a dataset.json, `reference` what cases are registered to, if they are.
+    """
     make_folder(folder)
     path = folder / "training.json"
-    begun = any(folder.glob("fold_*/training.log"))
-    if begun and path.is_file():
-        known = TrainingConfig.read(path)
-        differing = [
-            f"{f.name} {getattr(known, f.name)} (now {getattr(config, f.name)})"
-            for f in fields(config)
-            if f.name not in _MAY_CHANGE and getattr(known, f.name) != getattr(config, f.name)
-        ]
-        if not _same_plan(Plan.read(folder / "plan.json"), plan, config.configuration):
-            differing.append("another plan.json")
-        if read_labels(folder / "dataset.json") != read_labels(prepared / "dataset.json"):
-            differing.append("other labels")
-        if differing:
-            raise PwmlError(f"{folder} was begun with {join(differing)}: name another run with --run, or delete it")  # fmt: skip
+    if _is_begun(folder):
+        differing = _differences(folder, config, plan, labels)
     else:
+        differing = []
         write_json(folder / "plan.json", plan.to_dict())
-        write_json(folder / "dataset.json", read_json(prepared / "dataset.json"))
+        write_json(folder / "dataset.json", read_json(labels))
         Postprocessing(smallest_lesion_mm3=plan.smallest_lesion_mm3).write(folder / "postprocessing.json")
-        reference = prepared / plan.configurations[config.configuration].preparation / REFERENCE
         if reference.is_file():
             shutil.copyfile(reference, folder / REFERENCE)
-    config.write(path)
+    if not differing:
+        config.write(path)
+    return differing
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether the training of any fold was begun."""
+    return (folder / "training.json").is_file() and any(folder.glob("fold_*/training.log"))
+
+
+def _differences(folder: Path, config: TrainingConfig, plan: Plan, labels: Path) -> list[str]:
+    """What a run was begun with that is otherwise now."""
+    known = TrainingConfig.read(folder / "training.json")
+    differing = [
+        f"{f.name} {getattr(known, f.name)} (now {getattr(config, f.name)})"
+        for f in fields(config)
+        if f.name not in _MAY_CHANGE and getattr(known, f.name) != getattr(config, f.name)
+    ]
+    if not _same_plan(Plan.read(folder / "plan.json"), plan, config.configuration):
+        differing.append("another plan.json")
+    if read_labels(folder / "dataset.json") != read_labels(labels):
+        differing.append("other labels")
+    return differing
 
 
 def _same_plan(known: Plan, plan: Plan, configuration: str) -> bool:

@@ -46,6 +46,8 @@ class TrainingCase:
     """Slices with a known label."""
     prior: PlacedDensity | None = None
     """The prior density there; none for a network that takes none."""
+    rich_slices: tuple[int, ...] = ()
+    """Slices rich in tiny lesions, where a training asks for them."""
 
 
 def training_case(case: PreprocessedCase, labels: Labels, density: Density | None = None) -> TrainingCase:
@@ -62,15 +64,23 @@ def training_case(case: PreprocessedCase, labels: Labels, density: Density | Non
 
 
 class PatchSampler:
-    """Draws the locations of patches; stateless but for what it draws from."""
+    """Draws the locations of patches, those with a lesion `only_rich` in rich slices; stateless otherwise."""
 
     def __init__(
-        self, cases: Sequence[TrainingCase], size_zyx: tuple[int, int, int], lesion_share: float
+        self,
+        cases: Sequence[TrainingCase],
+        size_zyx: tuple[int, int, int],
+        lesion_share: float,
+        *,
+        only_rich: bool = False,
     ) -> None:
         self.cases = cases
         self.size_zyx = size_zyx
         self.lesion_share = lesion_share
         self.lesions = [(i, lesion) for i, case in enumerate(cases) for lesion in case.lesions]
+        if only_rich:
+            rich = [(i, v[np.isin(v[:, 0], cases[i].rich_slices)]) for i, v in self.lesions]
+            self.lesions = [(i, voxels) for i, voxels in rich if len(voxels)]
         self.labelled = [i for i, case in enumerate(cases) if len(case.labelled_slices)]
         if not self.labelled:
             raise PwmlError("no training case has a slice with a known label: check the ignore label")
@@ -185,9 +195,10 @@ def _with_channel(image: Any, channel: NDArray[np.float32]) -> Any:
 
 
 class PatchLoader(SlimDataLoaderBase):  # type: ignore[misc]
-    """Batches as batchgenerators wants them: {"image": (B, C, Z, Y, X), "mask": (B, Z', Y, X), "where": …}.
+    """Batches as batchgenerators wants them: {"image": (B, C, Z, Y, X), "mask": (B, Z', Y, X), "rich": […], "where": […]}.
 
-    The n-th batch depends on the seed and n alone, not on how many workers draw or where a run resumed.
+    The n-th batch depends on the seed, n and what the sampler draws from alone, not on how many workers draw or
+    where a run resumed. "rich" tells which patches label a rich slice.
     """
 
     def __init__(
@@ -218,16 +229,17 @@ class PatchLoader(SlimDataLoaderBase):  # type: ignore[misc]
         return {
             "image": _stack([image for image, _ in patches]),
             "mask": _stack([mask for _, mask in patches]),
+            "rich": [self._is_rich(at) for at in locations],
             "where": [
                 f"case {self._data[at.case].name}, slice {at.z}, row {at.y}, column {at.x}"
                 for at in locations
             ],
         }
 
+    def _is_rich(self, at: Location) -> bool:
+        return any(at.z <= z < at.z + self.shape.size_zyx[0] for z in self._data[at.case].rich_slices)
+
 
 def _stack(arrays: Sequence[Any]) -> Any:
-    return (
-        torch.stack(list(arrays))
-        if isinstance(arrays[0], torch.Tensor)
-        else torch.from_numpy(np.stack(arrays))
-    )
+    """One array or tensor of all; an array travels whole from a worker process, which may end while it does."""
+    return torch.stack(list(arrays)) if isinstance(arrays[0], torch.Tensor) else np.stack(arrays)

@@ -4,7 +4,8 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from pwmlunet.training.losses import parse_loss
 from pwmlunet.training.pretrained import is_begun, load_pretrained
 from pwmlunet.training.progress import append_metrics, draw_progress, keep_metrics, logging_to
 from pwmlunet.training.run import RESUME, Run, fold_density
-from pwmlunet.training.sampling import PatchShape
+from pwmlunet.training.sampling import PatchShape, TrainingCase
 from pwmlunet.training.validation import look, validate
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class FoldTrainer:
         self.device = choose_device(run.config.device)
         self.dtype = training_format(self.device, run.config.precision)
         self.criterion = parse_loss(run.config.loss)
-        self.augmenter = Augmenter(run.config.augmentation, len(run.model.plan.channel_names))
+        self.augmenter = Augmenter(run.config.augmentation, run.model.n_channels)
         self.seed = run.config.seed * 1009 + (_FOLD_ALL_SEED if fold == ALL else int(fold))
         torch.manual_seed(self.seed)
         self.network = run.model.build().to(self.device)
@@ -62,6 +63,7 @@ class FoldTrainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.density: Density | None = None
         self.step = 0
+        self.only_rich = run.config.curriculum
         self.best: dict[str, Any] = {"score": -1.0, "epoch": 0, "weights": None}
         self.plateau = {"lowest": math.inf, "since": 0, "factor": 1.0}
         self.losses: list[float] = []
@@ -93,8 +95,9 @@ class FoldTrainer:
 
     def _train_epochs(self, stop: Stop) -> None:
         cases = training_cases(self.run, self.split.train, self.device, self.density)
+        self.only_rich = self.only_rich and any(case.rich_slices for case in cases)
         losses_of = self._losses()
-        batches = draw_batches(self.run, cases, seed=self.seed, first=self.step)
+        batches = self._batches(cases)
         saved = time.monotonic()
         total = self.config.epochs * self.config.steps_per_epoch
         with tqdm(total=total, initial=self.step, desc=f"fold {self.fold}", unit="step", leave=False) as bar:
@@ -112,13 +115,23 @@ class FoldTrainer:
                         f"fold {self.fold} stopped at step {self.step} of {total} and was saved"
                     )
 
+    def _batches(self, cases: Sequence[TrainingCase]) -> Iterator[dict[str, Any]]:
+        """The batches from the current step on; none that was drawn ahead outlives the curriculum's first part."""
+        while True:
+            only_rich = self.only_rich
+            drawn = draw_batches(self.run, cases, seed=self.seed, first=self.step, only_rich=only_rich)
+            with closing(drawn):
+                while self.only_rich == only_rich:
+                    yield next(drawn)
+
     # one step
 
     def _train_step(self, drawn: dict[str, Any], losses_of: Callable[[Batch], dict[str, Tensor]]) -> float:
-        batch = to_batch(drawn, self.run.model.labels, self.device)
+        model = self.run.model
+        batch = to_batch(drawn, model.labels, self.device, model.configuration.finds)
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.step)
         torch.manual_seed(self.seed * 100_003 + self.step)  # of dropout
-        batch = self.augmenter(batch, generator)
+        batch = self.augmenter(batch, generator, torch.tensor(drawn["rich"]))
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         self.network.train()
@@ -192,6 +205,8 @@ class FoldTrainer:
             "loss": loss,
             "learning_rate": self.optimiser.param_groups[0]["lr"],
         }
+        if self.config.curriculum:
+            row["only_rich_slices"] = int(self.only_rich)
         self._follow_plateau(loss)
         if self.epoch % self.config.validate_every == 0 or self.epoch == self.config.epochs:
             row |= self._look()
@@ -204,12 +219,21 @@ class FoldTrainer:
         logger.debug("epoch %d: %s", self.epoch, {k: round(v, 6) for k, v in row.items() if k != "epoch"})
 
     def _follow_plateau(self, loss: float) -> None:
-        if loss < self.plateau["lowest"]:
-            self.plateau |= {"lowest": loss, "since": 0}
-            return
-        self.plateau["since"] += 1
-        if self.config.schedule == "plateau" and self.plateau["since"] >= self.config.plateau_epochs:
+        falls = loss < self.plateau["lowest"]
+        self.plateau |= {"lowest": loss, "since": 0} if falls else {"since": self.plateau["since"] + 1}
+        has_converged = self.plateau["since"] >= self.config.plateau_epochs
+        if self.only_rich:
+            if has_converged or self.epoch >= self.config.epochs // 2:
+                self._take_all_slices(has_converged)
+        elif has_converged and self.config.schedule == "plateau":
             self.plateau |= {"since": 0, "factor": self.plateau["factor"] / 2}
+
+    def _take_all_slices(self, has_converged: bool) -> None:
+        """Begins the curriculum's second part, whose loss is not compared with the first's."""
+        self.only_rich = False
+        self.plateau |= {"lowest": math.inf, "since": 0}
+        reason = "the loss falls no more" if has_converged else "half of the epochs are over"
+        logger.info("fold %s learns from all slices from epoch %d on: %s", self.fold, self.epoch + 1, reason)
 
     def _look(self) -> dict[str, float]:
         """Scores the held-out cases; keeps the weights where they are the best so far."""
@@ -233,6 +257,7 @@ class FoldTrainer:
             "scaler": self.scaler.state_dict(),
             "best": self.best,
             "plateau": self.plateau,
+            "only_rich": self.only_rich,
         }
         save_tensors(self.folder / RESUME, state)
 
@@ -252,6 +277,7 @@ class FoldTrainer:
                 self.scaler.load_state_dict(state["scaler"])
             self.step, self.losses = state["step"], state["losses"]
             self.best, self.plateau = state["best"], state["plateau"]
+            self.only_rich = state.get("only_rich", False)  # older files have none, nor a curriculum
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise PwmlError(
                 f"{path} belongs to another network or version: delete it to start again"
@@ -291,6 +317,8 @@ def make_optimiser(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
     ]
     if config.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
+    if config.optimiser == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=config.learning_rate, alpha=0.9)
     kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.learning_rate)
 
@@ -299,10 +327,10 @@ def _trial(model: TrainedModel) -> Batch:
     """A batch of two empty patches."""
     size = PatchShape.of(model.configuration)
     depth, *in_plane = size.size_zyx
-    n_channels = len(model.plan.channel_names) + model.configuration.network.takes_prior
+    n_channels = model.n_channels + model.configuration.network.takes_prior
     known = torch.ones(2, 1, depth, *in_plane)
     image = torch.zeros(2, n_channels, depth + size.n_slices - 1, *in_plane)
-    return Batch(image, known.expand(-1, len(model.labels.targets), -1, -1, -1), known)
+    return Batch(image, known.expand(-1, model.n_outputs, -1, -1, -1), known)
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pwmlunet.data.dataset import Labels
 from pwmlunet.data.image import write_image
 from pwmlunet.data.store import CaseFacts, PreprocessedCase
 from pwmlunet.evaluation.evaluate import write_summary
 from pwmlunet.evaluation.probabilities import write_probability
 from pwmlunet.evaluation.scores import CaseScores, score_case
 from pwmlunet.evaluation.summary import summarise
-from pwmlunet.inference.model import FoldNetwork
+from pwmlunet.inference.model import FoldNetwork, TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.predictor import Predictor
 from pwmlunet.training.run import Run
@@ -37,16 +38,26 @@ def look(run: Run, cases: Sequence[str], network: FoldNetwork, device: torch.dev
     predictor = Predictor(
         run.model, networks=[network], device=str(device), flips=False, postprocessing=Postprocessing()
     )
+    labels = _told_apart(run.model)
     scores: dict[float, list[CaseScores]] = {t: [] for t in _SELECTION_THRESHOLDS}
     for name in cases:
         case = run.store.read(name)
         reference, probability, spacing = _seen(run, case, predictor)
         for threshold in _SELECTION_THRESHOLDS:
             cut = replace(run.model.unchosen, threshold=threshold)
-            mask = cut.apply(probability, run.model.labels, spacing)
-            scores[threshold].append(_score(run, case.facts, spacing, reference, mask))
+            mask = cut.apply(probability[: len(labels.targets)], labels, spacing)
+            scores[threshold].append(_score(labels, case.facts, spacing, reference, mask))
     f1 = float(np.mean([_pooled_f1(scored) for scored in scores.values()]))
     return f1, _mean_dice(scores[0.5])
+
+
+def _told_apart(model: TrainedModel) -> Labels:
+    """The labels as the network tells them apart: where it finds any lesion, the first target is of any value."""
+    labels = model.labels
+    if model.configuration.finds == "each":
+        return labels
+    values = tuple(sorted({value for target in labels.targets for value in target.values}))
+    return Labels((replace(labels.targets[0], values=values),), labels.ignore)
 
 
 def _seen(
@@ -87,7 +98,7 @@ def validate(run: Run, fold: str, device: torch.device) -> list[CaseScores]:
         _write_mask(folder / f"{name}.nii.gz", prediction.mask, prediction.geometry)
         scores.append(
             _score(
-                run,
+                run.model.labels,
                 case.facts,
                 prediction.geometry.spacing_zyx_mm,
                 run.store.reference(name),
@@ -100,7 +111,7 @@ def validate(run: Run, fold: str, device: torch.device) -> list[CaseScores]:
 
 
 def _score(
-    run: Run,
+    labels: Labels,
     facts: CaseFacts,
     spacing_zyx_mm: tuple[float, float, float],
     reference: NDArray[np.uint8],
@@ -111,7 +122,7 @@ def _score(
         reference,
         mask,
         spacing_zyx_mm=spacing_zyx_mm,
-        labels=run.model.labels,
+        labels=labels,
         name=facts.name,
         subject=facts.subject,
         probability=probability,

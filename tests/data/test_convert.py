@@ -106,7 +106,7 @@ def test_without_labels_all_cases_are_to_be_predicted(source: Path) -> None:
     result = convert(source, labels=False)
     assert result.training == ()
     assert [p.name for p in result.folder.iterdir()] == ["imagesTs"]
-    assert [case.name for case in find_cases(result.folder / "imagesTs", 1, ".nii.gz")] == list(
+    assert [case.name for case in find_cases(result.folder / "imagesTs", ["T1"], ".nii.gz")] == list(
         result.to_predict
     )
     convert(source, images=rename(source / "images", "18", "19"), labels=relabel(source))
@@ -360,7 +360,7 @@ def test_a_task_becomes_a_dataset_with_a_file_per_channel(task: Path) -> None:
     dataset = open_dataset(result.folder)
     assert dataset.channel_names == ("FLAIR", "T1")
     assert [(t.name, t.values) for t in dataset.labels.targets] == [("edema", (1,)), ("core", (2,))]
-    for cases in (dataset.cases, find_cases(result.folder / "imagesTs", 2, ".nii.gz")):
+    for cases in (dataset.cases, find_cases(result.folder / "imagesTs", ["FLAIR", "T1"], ".nii.gz")):
         for channel, path in enumerate(cases[0].images):
             image = read_image(path)
             assert image.geometry.differences(GEOMETRY) == []

@@ -113,7 +113,7 @@ def test_all_missing_files_are_told_at_once(make_dataset: MakeDataset) -> None:
     assert complaint(folder).splitlines() == [
         "Dataset001_Tiny has problems (3):",
         "  - case extra has a mask and no image: add extra_0000.nrrd to imagesTr",
-        "  - case other: channel 1 is missing (other_0001.nrrd): add the file",
+        "  - case other: channel 1 (T1) is missing (other_0001.nrrd): add the file",
         "  - case sub-01_ses-1: its mask sub-01_ses-1.nrrd is missing from labelsTr: add it or remove the case",
     ]
 
@@ -137,16 +137,40 @@ def test_missing_folders_and_files_are_told(make_dataset: MakeDataset, tmp_path:
 
 def test_find_cases_finds_images_to_predict(make_dataset: MakeDataset, tmp_path: Path) -> None:
     folder = make_dataset() / "imagesTr"
-    cases = find_cases(folder, 2, ".nrrd")
+    names = ("T1", "FLAIR")
+    cases = find_cases(folder, names, ".nrrd")
     assert [(c.name, c.subject, c.label) for c in cases][1] == ("sub-01_ses-1", "sub-01", None)
     assert [path.name for path in cases[0].images] == ["other_0000.nrrd", "other_0001.nrrd"]
     (folder / "other_0001.nrrd").unlink()
-    with pytest.raises(PwmlError, match=r"^case other: channel 1 is missing \(other_0001\.nrrd\)"):
-        find_cases(folder, 2, ".nrrd")
+    with pytest.raises(PwmlError) as caught:
+        find_cases(folder, names, ".nrrd")
+    assert str(caught.value) == (
+        "case other: channel 1 (FLAIR) is missing (other_0001.nrrd): "
+        "add the file, or ask a model trained with --channel-dropout"
+    )
     with pytest.raises(PwmlError, match=r"holds no images named CASE_0000\.png: name them so"):
-        find_cases(folder, 2, ".png")
+        find_cases(folder, names, ".png")
     with pytest.raises(PwmlError, match="is not a folder"):
-        find_cases(tmp_path / "no", 2, ".png")
+        find_cases(tmp_path / "no", names, ".png")
+
+
+def test_with_one_channel_there_is_none_to_do_without(tmp_path: Path) -> None:
+    (tmp_path / "a_0001.nrrd").touch()
+    with pytest.raises(PwmlError) as caught:
+        find_cases(tmp_path, ["T1"], ".nrrd")
+    assert str(caught.value) == "case a: channel 0 (T1) is missing (a_0000.nrrd): add the file"
+
+
+def test_a_case_may_lack_all_channels_but_one(make_dataset: MakeDataset) -> None:
+    folder, names = make_dataset() / "imagesTr", ("T1", "FLAIR")
+    (folder / "other_0000.nrrd").unlink()
+    cases = find_cases(folder, names, ".nrrd", may_lack=True)
+    assert [path.is_file() for path in cases[0].images] == [False, True]
+    (folder / "other_0001.nrrd").rename(folder / "other_0002.nrrd")
+    with pytest.raises(
+        PwmlError, match=r"^case other has none of the channels 0 \(T1\), 1 \(FLAIR\): add one"
+    ):
+        find_cases(folder, names, ".nrrd", may_lack=True)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 from functools import partial
 
+import numpy as np
 import pytest
 
 from pwmlunet.cli import demo
 from pwmlunet.demo import dataset
+from pwmlunet.demo.flair import make_patient
 from pwmlunet.planning import rules_ultrasound
 
 
@@ -11,7 +13,15 @@ from pwmlunet.planning import rules_ultrasound
 def steps(monkeypatch):
     """The commands that a demo runs, written down instead; its cases are few and small."""
     done = []
-    for name in ("plan_and_preprocess", "train", "find_best", "predict", "evaluate", "report"):
+    for name in (
+        "plan_and_preprocess",
+        "train",
+        "train_correction",
+        "find_best",
+        "predict",
+        "evaluate",
+        "report",
+    ):
 
         def step(options, name=name):
             done.append([name, *options])
@@ -19,8 +29,8 @@ def steps(monkeypatch):
         step.__name__ = name
         monkeypatch.setattr(demo, name, step)
     small = partial(dataset.write_dataset, n_train=2, n_test=1)
-    shapes = {"t1": (2, 48, 48), "cus": (54, 57, 60)}
-    monkeypatch.setattr(dataset, "write_dataset", lambda raw, modality, n_train: small(raw, modality=modality, shape_zyx=shapes[modality]))  # fmt: skip
+    shapes = {"t1": (2, 48, 48), "cus": (54, 57, 60), "flair": (2, 48, 48)}
+    monkeypatch.setattr(dataset, "write_dataset", lambda raw, modality, n_train, seed: small(raw, modality=modality, shape_zyx=shapes[modality], seed=seed))  # fmt: skip
     monkeypatch.setenv("PWML_HOME", "before")  # and so it is set back afterwards
     return done
 
@@ -42,7 +52,31 @@ def test_the_whole_job_runs_on_cases_of_the_modality(
     assert (tmp_path / home / "raw" / name / "dataset.json").is_file()
 
 
-@pytest.mark.parametrize(("modality", "epochs"), [("t1", "20"), ("cus", "32")])
+def test_flair_pairs_get_a_correction_network_before_the_best_run_is_chosen(command, steps, tmp_path):
+    assert command("demo", "--modality", "flair", "--folder", tmp_path)[0] == 0
+    assert [step[0] for step in steps] == [
+        "plan_and_preprocess", "train", "train_correction", "find_best", "predict", "evaluate", "report",
+    ]  # fmt: skip
+    assert steps[1] == ["train", "3", "0", "1", "-c", "primary_2d", "--epochs", "12"]
+    assert steps[2] == ["train_correction", "3", "-c", "primary_2d"]
+    assert len(list((tmp_path / "raw" / "Dataset003_SyntheticFLAIR" / "imagesTr").glob("*_0001.nii.gz"))) == 2
+
+
+def test_both_kinds_are_among_the_flair_pairs_that_are_held_out():
+    pairs, kind = demo._DEMOS["flair"], dataset.MODALITIES["flair"]
+    found = set()
+    for subject in range(pairs.n_train, pairs.n_train + 4):
+        rng = np.random.default_rng([pairs.seed, subject])
+        n = (
+            0
+            if dataset._is_healthy(subject, kind)
+            else int(rng.integers(kind.lesions[0], kind.lesions[1] + 1))
+        )
+        found |= {lesion.kind for lesion in make_patient(rng, n_slices=16, n_lesions=n).lesions}
+    assert found == {1, 2}
+
+
+@pytest.mark.parametrize(("modality", "epochs"), [("t1", "20"), ("cus", "32"), ("flair", "12")])
 def test_epochs_are_the_modalitys_unless_asked_for(command, steps, tmp_path, modality, epochs):
     assert command("demo", "--modality", modality, "--folder", tmp_path)[0] == 0
     assert steps[1][-2:] == ["--epochs", epochs]

@@ -138,12 +138,14 @@ def test_priority_weighs_patients_by_their_lesion_volume() -> None:
     assert empty["detection_precision"] == approx(1, 1)
 
 
-def test_fci_laci_wants_more_than_six_tenths_in_each_slice_and_no_recall() -> None:
-    reference = ["111111..", "11111...", "...11111"]
-    prediction = ["1111...1", "111.....", "........"]
+def test_fci_laci_wants_more_than_six_tenths_in_each_slice() -> None:
+    reference = ["111111..", "11111...", "...11111", "........"]
+    prediction = ["1111...1", "111.....", "........", "........"]
     found = figures("fci_laci", ("a", reference, prediction))
-    # IoU 4/6 counts, 3/5 does not; the pixel alone is false; the missed slice costs nothing.
+    # IoU 4/6 counts, 3/5 does not; the pixel alone is false; the missed slice costs its own figures nothing.
     assert found["detection_precision"] == approx(1 / 3, 3)
+    assert found["detection_recall"] == approx(1 / 3, 3)
+    assert found["detection_f1"] == approx(2 * 1 / (3 + 3), 6)
     assert found["classification_precision"] == (None, 0)
     assert found["dice"] == approx(2 * 7 / (16 + 8), 1)
 
@@ -155,6 +157,17 @@ def test_fci_laci_judges_the_class_of_what_it_found() -> None:
     assert found["detection_precision"] == approx(2 / 3, 3)
     assert found["classification_precision"] == approx(1 / 2, 2)
     assert found["dice"] == approx(2 * 6 / (7 + 8), 1)
+    assert found["detection_recall"] == approx(2 / 3, 3)  # the pixel in the first slice was missed
+
+
+def test_fci_laci_pools_the_lesions_of_all_cases() -> None:
+    missed, found_all = ("a", ["11.11.11"], ["........"]), ("b", ["....1111"], ["11..1111"])
+    found = figures("fci_laci", missed, found_all)
+    assert found["detection_recall"] == approx(1 / 4, 4)
+    assert found["detection_precision"] == approx(1 / 2, 2)
+    assert found["detection_f1"] == approx(2 * 1 / (4 + 2), 6)
+    nothing = figures("fci_laci", ("a", ["...."], ["...."]))
+    assert nothing["detection_recall"] == nothing["detection_f1"] == (None, 0)
 
 
 def test_fci_laci_tells_more_than_two_classes_apart() -> None:

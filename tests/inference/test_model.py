@@ -1,6 +1,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,6 +111,28 @@ def test_a_configuration_that_the_plan_lacks_is_told(folder):
     (folder / "training.json").write_text(json.dumps({"configuration": "gone"}))
     with pytest.raises(PwmlError, match="unknown configuration 'gone'"):
         TrainedModel.open(folder)
+
+
+def test_the_network_has_the_channels_and_maps_of_its_configuration(folder):
+    model = TrainedModel.open(folder)
+    two = model.labels.targets * 2
+    plan = replace(model.plan, channel_names=("a", "b", "c"))
+    wide = replace(model, plan=plan, labels=replace(model.labels, targets=two))
+    assert (wide.n_channels, wide.n_outputs) == (3, 2)
+    narrow = replace(wide, configuration=replace(model.configuration, channels=(0, 2), finds="any"))
+    assert (narrow.n_channels, narrow.n_outputs) == (2, 1)
+    shape = narrow.build().segment(torch.zeros(1, 2, 3, 32, 32)).shape  # of a trident
+    assert shape == (1, 1, 1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "may"),
+    [({"channel_dropout": 0.2}, True), ({"channel_dropout": 0.0}, False), ({}, False)],
+)
+def test_a_case_may_lack_channels_where_training_left_some_out(folder, augmentation, may):
+    recipe = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps(recipe | {"augmentation": augmentation}))
+    assert TrainedModel.open(folder).may_lack_channels == may
 
 
 def damage(path, n_bytes):

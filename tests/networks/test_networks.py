@@ -36,6 +36,7 @@ SMALL: dict[str, NetworkConfig] = {
     ),
     "unet": UNetConfig(width=4, n_stages=3),
     "unet, instance": UNetConfig(width=3, n_stages=4, norm="instance", dropout=0.2),
+    "unet, two convolutions at the end": UNetConfig(width=4, n_stages=3, head_convolutions=2),
 }
 
 
@@ -202,6 +203,30 @@ def test_unet_has_the_size_of_its_layers() -> None:
     norms = 2 * (2 + 2 + 4 + 4 + 2 + 2)
     up_and_head = (4 * 4 + 1) * 2 + 2 + 1
     assert sum(p.numel() for p in network.parameters()) == convolutions + norms + up_and_head
+
+
+@pytest.mark.parametrize(("width", "n_parameters"), [(64, 31_046_529), (32, 7_766_465)])
+def test_the_primary_network_of_five_levels_has_the_size_of_its_layers(width: int, n_parameters: int) -> None:
+    def unit(n_in: int, n_out: int) -> int:
+        return (9 * n_in + 1) * n_out + (9 * n_out + 1) * n_out + 2 * 2 * n_out
+
+    a, b, c, d, e = (width * 2**level for level in range(5))
+    down = unit(1, a) + unit(a, b) + unit(b, c) + unit(c, d) + unit(d, e)
+    up = sum(
+        (4 * below + 1) * above + unit(below, above) for below, above in ((e, d), (d, c), (c, b), (b, a))
+    )
+    assert down + up + (a + 1) * a + (a + 1) == n_parameters
+    with torch.device("meta"):
+        network = UNetConfig(width=width, n_stages=5, head_convolutions=2).build(1, 1)
+    assert sum(p.numel() for p in network.parameters()) == n_parameters
+    last = list(network.get_submodule("head").children())
+    assert [type(layer).__name__ for layer in last] == ["Conv2d", "ReLU", "Conv2d"]
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_another_number_of_convolutions_at_the_end_is_told(number: int) -> None:
+    with pytest.raises(PwmlError, match=f"head_convolutions must be 1 or 2, not {number}"):
+        NetworkConfig.from_dict({"type": "unet", "head_convolutions": number}, "here")
 
 
 def test_batch_statistics_are_those_of_all_slices() -> None:

@@ -1,3 +1,4 @@
+import json
 import logging
 from dataclasses import replace
 
@@ -135,6 +136,34 @@ def test_a_case_of_ignored_slices_is_kept_with_a_word(tiny, tmp_path, caplog):
     assert [case.n_labelled_slices for case in fingerprint.cases] == [0, 3]
     assert [len(case.lesions) > 0 for case in fingerprint.cases] == [False, True]
     assert caplog.messages == ["case unknown: every voxel is labelled ignore; it cannot teach anything"]
+
+
+def test_contrasts_are_measured_in_each_of_several_channels(tiny, tmp_path):
+    raw = block(tiny)
+    folder = tiny.write_raw(tmp_path / "Dataset001_A", {"a": raw})
+    dark = np.where(raw.mask > 0, 50, np.full_like(raw.image, 80))
+    write_image(folder / "imagesTr" / "a_0001.nii.gz", dark, raw.geometry)
+    content = json.loads((folder / "dataset.json").read_text())
+    content["channel_names"] = {"0": "T2 FLAIR", "1": "T1 FLAIR"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    fingerprint = look(folder)
+    large, small = sorted(fingerprint.lesions, key=lambda lesion: -lesion.n_voxels)
+    assert large.contrasts == pytest.approx((1.5, 50 / 80)) and small.contrasts == pytest.approx(
+        (1.2, 50 / 80)
+    )
+    assert large.contrast == large.contrasts[0] and not fingerprint.are_regions
+    older = fingerprint.to_dict()
+    del older["are_regions"], older["cases"][0]["lesions"][0]["contrasts"]
+    assert Fingerprint.from_dict(older, "older").lesions[0].contrasts == ()
+
+
+def test_regions_are_known_as_such(tiny, tmp_path):
+    folder = tiny.write_raw(tmp_path / "Dataset001_A", {"a": block(tiny)})
+    content = json.loads((folder / "dataset.json").read_text())
+    content |= {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    fingerprint = look(folder)
+    assert fingerprint.are_regions and fingerprint.lesions[0].contrasts == ()
 
 
 def test_lesions_of_several_labels_are_told_apart(tiny, tmp_path):

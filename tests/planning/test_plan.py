@@ -1,12 +1,25 @@
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from pwmlunet.errors import PwmlError
+from pwmlunet.networks.correction import CorrectionConfig
 from pwmlunet.networks.trident import TridentConfig
 from pwmlunet.networks.unet import UNetConfig
 from pwmlunet.planning.fingerprint import ChannelFacts
-from pwmlunet.planning.plan import Configuration, Decision, ExpectedInput, Plan, read_labels, write_plan
+from pwmlunet.planning.plan import (
+    PLANNED,
+    Configuration,
+    Decision,
+    ExpectedInput,
+    Plan,
+    read_labels,
+    see,
+    write_plan,
+)
 from pwmlunet.planning.preprocessing import Preparation
 
 FACTS = ChannelFacts(1.5, 0.5, (0.0, 1.5, 3.0))
@@ -78,6 +91,11 @@ def test_inheritance_goes_through_generations_and_over_nested_values():
         ({"a": {"inherits": "trident", "tiles": "tile"}}, "tiles must be one of slice, patch, trident"),
         ({"a": {"inherits": "trident", "preparation": "volumes"}}, "names the preparation 'volumes', which is not there"),
         ({"a": 3}, "a: expected an object"),
+        ({"a": {"inherits": "trident", "channels": []}}, r"channels \[\] must be rising numbers from 0 on"),
+        ({"a": {"inherits": "trident", "channels": [-1]}}, r"channels \[-1\] must be rising"),
+        ({"a": {"inherits": "trident", "channels": [0, 0]}}, r"channels \[0, 0\] must be rising"),
+        ({"a": {"inherits": "trident", "channels": [0, 1]}}, r"'a' sees channel 1, which is not there \(known: 0 \(T1\)\)"),
+        ({"a": {"inherits": "trident", "finds": "lesion"}}, "finds must be one of each, any"),
     ],
 )  # fmt: skip
 def test_broken_configurations_are_told(configurations, expected):
@@ -94,6 +112,12 @@ def test_broken_configurations_are_told(configurations, expected):
         ({"configurations": []}, "configurations must be an object"),
         ({"preparations": {"slices": {"crop": "none"}}}, "the key 'slice_axis' is missing"),
         ({"colour": "red"}, "unknown key 'colour'"),
+        (
+            {"correction": {"channels": [0, 2]}},
+            r"correction sees channel 2, which is not there \(known: 0 \(T1\)\)",
+        ),
+        ({"correction": {"channels": []}}, "channels must be"),
+        ({"correction": {"gamma": 0}}, "gamma must be positive"),
     ],
 )
 def test_broken_plans_are_told(changes, expected):
@@ -106,6 +130,47 @@ def test_a_configuration_is_found_by_name_or_by_default():
     assert PLAN.configuration("unet_2d")[0] == "unet_2d"
     with pytest.raises(PwmlError, match=r"unknown configuration 'unet' \(did you mean 'unet_2d'"):
         PLAN.configuration("unet")
+
+
+def test_a_configuration_that_newer_plans_have_is_made_by_planning_again():
+    with pytest.raises(PwmlError) as caught:
+        PLAN.configuration("primary_2d")
+    assert str(caught.value) == (
+        "unknown configuration 'primary_2d' (known: trident, resunet_2d, unet_2d); "
+        "a plan made by an older version may lack it: make a new one with --replan"
+    )
+    assert set(PLAN.configurations) < set(PLANNED)
+
+
+def test_what_two_stages_see_is_written_and_read(tmp_path):
+    names, normalisation = ("T2 FLAIR", "T1 FLAIR"), ("zscore_head",) * 2
+    primary = replace(PLAN.configurations["unet_2d"], channels=(1,), finds="any")
+    preparations = {"slices": replace(PLAN.preparations["slices"], normalisation=normalisation)}
+    plan = replace(
+        PLAN,
+        channel_names=names,
+        preparations=preparations,
+        configurations=PLAN.configurations | {"primary_2d": primary},
+        correction=CorrectionConfig(channels=(0, 1), region_mm=9.5, views="planes"),
+    )
+    write_plan(tmp_path / "plan.json", plan, {"primary_2d": "unet_2d"})
+    assert Plan.read(tmp_path / "plan.json") == plan
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["configurations"]["primary_2d"] == {"inherits": "unet_2d", "channels": [1], "finds": "any"}
+    del written["correction"], written["configurations"]["primary_2d"]
+    assert Plan.from_dict(written, "plan.json").correction is None  # as older versions wrote it
+
+
+@pytest.mark.parametrize("channels", [None, (0,), (2,), (1, 2), (0, 2), (0, 1, 3)])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_network_sees_its_channels(channels, kind):
+    image = kind(np.arange(4 * 2 * 3.0).reshape(4, 2, 3, 1))
+    seen = see(image, replace(TRIDENT, channels=channels))
+    expected = [image[i] for i in (range(4) if channels is None else channels)]
+    assert len(seen) == len(expected)
+    assert all((one == other).all() for one, other in zip(seen, expected, strict=True))
+    is_view = np.shares_memory(np.asarray(seen), np.asarray(image))
+    assert is_view == (channels != (0, 1, 3))
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"labels": 3}', "{"])

@@ -14,6 +14,7 @@ from pwmlunet.planning.alignment import coarse_image
 from pwmlunet.planning.normalisation import NORMALISATIONS
 from pwmlunet.planning.preprocessing import (
     Preparation,
+    find_first_present,
     find_head,
     made_from,
     prepare,
@@ -383,6 +384,43 @@ def test_contradicting_preparations_are_told(values, expected):
         Preparation.from_dict({**PREPARATIONS["square, native"].to_dict(), **values}, "plan.json")
 
 
+def test_the_head_is_found_in_the_first_channel_that_is_there(tiny):
+    raw = tiny.head_with_lesions(0)
+    moved = np.roll(raw.image, (3, 4), (1, 2))  # its head lies elsewhere
+    preparation = replace(PREPARATIONS["square"], normalisation=("zscore_head",) * 3)
+    lacking = np.zeros(raw.image.shape, np.uint8)
+    assert find_first_present([lacking, moved, raw.image]) == 1
+    assert find_first_present([lacking, lacking]) == 0
+    whole, _, way_back = prepare([moved, raw.image, moved], raw.geometry, preparation)
+    image, _, without = prepare([lacking, moved, lacking], raw.geometry, preparation)
+    assert without == way_back
+    assert np.array_equal(image[1], whole[0]) and not image[[0, 2]].any()  # as a channel left out in training
+
+
+@pytest.mark.parametrize("normalisation", ["zscore_head", "percentiles_head", "mean_subtracted", "none"])
+def test_a_lacking_channel_is_zero_whatever_the_normalisation(tiny, normalisation):
+    raw = tiny.head_with_lesions(0)
+    preparation = replace(PREPARATIONS["square"], normalisation=(normalisation,) * 2)
+    image, _, _ = prepare([np.zeros_like(raw.image), raw.image], raw.geometry, preparation)
+    assert not image[0].any() and image[1].any()
+
+
+def test_a_case_that_lacks_its_first_channel_is_laid_beside_the_reference(tiny):
+    z, y, x = np.mgrid[:40, :36, :44] - np.reshape((20, 17, 23), (3, 1, 1, 1))
+    head = 50.0 * ((z / 16) ** 2 + (y / 14) ** 2 + (x / 18) ** 2 < 1) + 20.0 * (z > 3) * (y < 2) * (x > 5)
+    geometry = tiny.oblique(head.shape, (1.0, 1.0, 1.0))
+    pair = Preparation("z", "none", ("none",) * 2)
+    image, _, way_back = prepare([head, head], geometry, pair)
+    reference = coarse_image(image[0], way_back.spacing_zyx_mm)
+    rigid = replace(pair, align="rigid")
+    higher = np.roll(head, 3, axis=0)
+    placed, without = (
+        prepare([first, higher], geometry, rigid, reference=reference)[2].to_reference
+        for first in (higher, head * 0)
+    )
+    assert without == placed and abs(placed.translation_zyx_mm[0]) > 2
+
+
 def write_files(tmp_path, tiny, mask=None, images=None):
     raw = tiny.head_with_lesions(0)
     paths = []
@@ -404,9 +442,30 @@ def test_all_findings_of_a_case_are_told_at_once(tiny, tmp_path):
         read_case(files, LABELS)
     for words in (
         "case a: ", "channel 1 holds values that are not finite", "channel 2 is constant (3 everywhere)",
-        "channel 3 lies on another grid than channel 0", "mask lies on another grid", "does not name (9)",
+        "channel 3 lies on another grid than channel 0 (", "bring it onto channel 0's grid with pwml_convert register", "mask lies on another grid", "does not name (9)",
     ):  # fmt: skip
         assert words in str(caught.value)
+
+
+def test_channels_that_a_case_may_lack_are_zeros_on_the_grid_of_the_others(tiny, tmp_path):
+    images = [tiny.head_with_lesions(i).image for i in range(3)]
+    files = write_files(tmp_path, tiny, images=images)
+    files.images[0].unlink()
+    with pytest.raises(PwmlError, match=r"a_0000\.nrrd"):
+        read_case(files, None)
+    channels, mask = read_case(files, None, may_lack=True)
+    assert mask is None and not channels[0].array.any()
+    assert [np.array_equal(channels[i].array, images[i]) for i in (1, 2)] == [True, True]
+    assert channels[0].geometry == channels[1].geometry and channels[0].array.shape == images[0].shape
+    write_image(files.images[2], images[2][:3], tiny.oblique((3, 56, 48)))
+    with pytest.raises(
+        PwmlError, match=r"channel 2 lies on another grid than channel 1 .* onto channel 1's grid"
+    ):
+        read_case(files, None, may_lack=True)
+    for path in files.images[1:]:
+        path.unlink()
+    with pytest.raises(PwmlError, match="case a has no image: one channel at least must be there"):
+        read_case(files, None, may_lack=True)
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf])

@@ -1,13 +1,18 @@
-"""The tiny dataset with a plan of small entries, and rows whose probabilities are made by hand."""
+"""The tiny dataset with a plan of small entries, pairs of FLAIR channels, and rows whose probabilities are made by hand."""
 
 import json
 
+import numpy as np
 import pytest
 
+from pwmlunet.data.dataset import write_dataset_json
+from pwmlunet.data.image import write_image
 from pwmlunet.data.workspace import Workspace
+from pwmlunet.planning.pipeline import plan_and_preprocess
 from pwmlunet.training import trainer
 
 DATASET = "Dataset001_Tiny"
+PAIRS = "Dataset002_Pairs"
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +110,52 @@ def small_two_stage(edit):
             }
         }
     )
+
+
+@pytest.fixture(scope="session")
+def pairs_home(tiny, tmp_path_factory):
+    """A home with T1 and T2 FLAIR of six subjects; LACI (2) is dark on T1, FCI (1) unseen. Not to be changed."""
+    home = tmp_path_factory.mktemp("pairs")
+    folder = home / "raw" / PAIRS
+    names = [f"sub-{number:02d}" for number in range(6)]
+    for seed, name in enumerate(names):
+        case = tiny.head_with_lesions(seed)
+        mask = case.mask * (1 + (np.arange(len(case.mask)) % 2)[:, None, None]).astype(np.uint8)
+        t1 = case.image - 80 * (mask > 0) - 40 * (mask == 2)
+        for channel, image in enumerate((t1, case.image)):
+            write_image(
+                folder / "imagesTr" / f"{name}_000{channel}.nii.gz", image.astype(np.int16), case.geometry
+            )
+        write_image(folder / "labelsTr" / f"{name}.nii.gz", mask, case.geometry)
+    write_dataset_json(
+        folder,
+        channel_names=("T1_FLAIR", "T2_FLAIR"),
+        labels={"background": 0, "FCI": 1, "LACI": 2},
+        subjects={name: name for name in names},
+        file_ending=".nii.gz",
+    )
+    plan_and_preprocess(tiny.workspace_in(home), "2", memory_gb=2, workers=1)
+    _plan_pairs(home / "preprocessed" / PAIRS / "plan.json")
+    return home
+
+
+def _plan_pairs(path) -> None:
+    """A small first network that sees T2 FLAIR, and a small second one that sees T1 FLAIR."""
+    content = json.loads(path.read_text())
+    network = {"type": "unet", "width": 8, "n_stages": 3}
+    unet = {"preparation": "slices", "patch_size_yx": [24, 40], "batch_size": 4, "network": network}
+    content["configurations"] |= {"unet_2d": unet, "primary_2d": {"inherits": "unet_2d", "channels": [1]}}
+    content["correction"] = {
+        "channels": [0],
+        "region_mm": 8.0,
+        "region_pixels": 16,
+        "width": 4,
+        "n_hidden": 8,
+    }
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def pairs(copied, pairs_home):
+    """The preprocessed folder of a home with pairs, which is the commands' home."""
+    return copied(pairs_home) / "preprocessed" / PAIRS

@@ -10,7 +10,7 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.networks.two_stage import TwoStageConfig
 from pwmlunet.planning.plan import Plan
 from pwmlunet.reproduction.entries import paper_entries, planned_network, prepare, remarks_on_plan
-from pwmlunet.reproduction.studies import PRIORITY_UNET, RS_RCNN, TRIDENT
+from pwmlunet.reproduction.studies import FCI_LACI, PRIORITY_UNET, RS_RCNN, TRIDENT
 from pwmlunet.reproduction.study import Quick
 
 QUICK = Quick(width=4, epochs=1, steps_per_epoch=2)
@@ -180,3 +180,30 @@ def test_a_quick_rs_rcnn_needs_the_planned_network(workspace, folder) -> None:
         prepare(workspace, folder, RS_RCNN, QUICK)
     prepare(workspace, folder, RS_RCNN.only(["A"]), QUICK)
     assert json.loads(path.read_text()) == content  # nothing is trained: nothing is added
+
+
+def test_the_entries_of_fci_laci_see_what_the_plan_says(pairs, tiny) -> None:
+    workspace = tiny.workspace_in(pairs.parents[1])
+    plan = prepare(workspace, pairs, FCI_LACI, None)
+    task_a, task_b, task_a_all = (plan.configurations[f"paper_task_{name}"] for name in ("a", "b", "a_all"))
+    assert task_a.patch_size_yx == (32, 48)  # whole strides of five levels, of which the plan has three
+    assert task_a.network == replace(plan.configurations["unet_2d"].network, n_stages=5, head_convolutions=2)
+    assert (task_a.channels, task_a.finds) == ((1,), "each")
+    assert task_b == replace(task_a, finds="any")
+    assert task_a_all == replace(task_a, channels=None)
+    sizes, *seen = remarks_on_plan(plan, FCI_LACI)
+    assert sizes.startswith("paper_task_a was planned with")
+    assert seen == [
+        "paper_task_a sees T2_FLAIR.",
+        "paper_task_b sees T2_FLAIR.",
+        "paper_task_a_all sees T1_FLAIR, T2_FLAIR.",
+        "A second network sees T1_FLAIR, the candidate's mask, the first network's probability in squares of 8 mm; the paper's sees T1 FLAIR alone, in squares of 32 pixels.",
+    ]
+    assert list(remarks_on_plan(plan, FCI_LACI.only(["a_all"])))[1:] == seen[2:3]
+
+
+def test_the_entries_of_fci_laci_see_all_where_the_plan_has_no_first_network(folder) -> None:
+    plan = Plan.read(folder / "plan.json")
+    assert "primary_2d" not in plan.configurations
+    entries = paper_entries(plan, FCI_LACI)["configurations"]
+    assert entries["paper_task_a"]["channels"] is None

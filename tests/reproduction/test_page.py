@@ -17,7 +17,7 @@ from pwmlunet.reproduction.figures import (
     TargetFigures,
 )
 from pwmlunet.reproduction.page import check_place, ours, text, write_reproduction
-from pwmlunet.reproduction.studies import PRIORITY_UNET, RS_RCNN
+from pwmlunet.reproduction.studies import FCI_LACI, PRIORITY_UNET, RS_RCNN
 from pwmlunet.reproduction.study import Study, StudyRow
 
 
@@ -111,6 +111,20 @@ def test_a_table_without_rows_is_left_out(page) -> None:
         assert "Table 1" in shown
         assert "Table 2" not in shown
     assert "What helps" not in page(made_up(study=RS_RCNN.only(["D"])))
+
+
+def test_kinds_that_the_paper_counts_together_have_honest_scores_alone(page) -> None:
+    found = made_up(study=FCI_LACI.only(["a", "b"]))
+    (together,) = found.targets.values()
+    kind = replace(together, rows=tuple(replace(row, figures={}) for row in together.rows))
+    found = replace(found, targets={"FCI + LACI": together, "FCI": kind, "LACI": kind})
+    assert [target.is_papers for target in found.targets.values()] == [True, False, False]
+    html, shown = page(found), text(found)
+    assert table(html, "Lesions and their kinds")[1][1:5] == ["0.9176", "0.8976", "0.9289", "0.9089"]
+    for words in (html, shown):
+        assert words.count("Lesions and their kinds") == 1
+        assert words.count("Honest scores") == 3
+    assert "17 lesions (FCI + LACI) and 17 lesions (FCI) and 17 lesions (LACI)" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
 from pwmlunet.reproduction import studies
 from pwmlunet.reproduction.figures import Reproduction
-from pwmlunet.reproduction.studies import PRIORITY_UNET, TRIDENT
+from pwmlunet.reproduction.reproduce import _one_kind
+from pwmlunet.reproduction.sources import HeldOut
+from pwmlunet.reproduction.studies import FCI_LACI, PRIORITY_UNET, TRIDENT
 from pwmlunet.reproduction.study import Quick
 from pwmlunet.training.trainer import FoldTrainer
 
@@ -133,6 +136,83 @@ def test_rs_rcnn_is_repeated_and_rows_share_a_run(command, results, steps) -> No
     code, again, _ = command("reproduce", *asked, "A", "E")
     assert (code, steps) == (0, [])
     assert "Table 2" not in again
+
+
+def test_fci_laci_is_repeated_and_rows_share_a_correction(command, pairs, steps, monkeypatch) -> None:
+    quick = Quick(width=4, epochs=2, steps_per_epoch=8, learning_rate=2e-2, correction_steps=3)
+    monkeypatch.setattr(studies, "QUICK", quick)
+    asked = ("fci_laci", "-d", "2", "--quick", "--folds", "0", "2", "--device", "cpu", "--rows")
+    code, printed, complaint = command("reproduce", *asked, "a", "b_none", "b", "b_ours")
+    assert code == 0, complaint
+    runs = [f"fci_laci_{task}_quick" for task in ("a", "b")]
+    n_steps = quick.epochs * quick.steps_per_epoch
+    assert steps[: 4 * n_steps] == [
+        (run, fold) for run in runs for fold in ("0", "2") for _ in range(n_steps)
+    ]
+    assert len(steps) == 5 * n_steps  # the one pair of the two folds: first networks that have seen neither
+    results = pairs.parents[1] / "results" / pairs.name
+    found = Reproduction.read(results / "reproduction_fci_laci.json")
+    assert list(found.targets) == ["FCI + LACI", "FCI", "LACI"]
+    rows = {row.name: row for row in found.targets["FCI + LACI"].rows}
+    assert [row.run for row in rows.values()] == [runs[0], runs[1], runs[1], runs[1]]
+    assert rows["b"].figures["detection_precision"].printed == 0.9176
+    # b names the kinds of what b_none finds, and nothing else
+    for figure in ("detection_precision", "detection_recall", "dice"):
+        assert rows["b"].figures[figure].value == rows["b_none"].figures[figure].value
+    assert rows["b"].honest == rows["b_none"].honest
+    assert [row.name for row in found.targets["LACI"].rows] == ["a", "b", "b_ours"]
+    page = (results / "reproduction_fci_laci.html").read_text()
+    for words in (
+        "0.9289",
+        "Second networks have 3 steps, instead of 400.",
+        "A second network sees T1_FLAIR",
+        "Does it help that it removes what is no lesion (b_ours against b)?",
+        "Lesions and their kinds",
+        "RMSProp at a constant rate of 0.001",
+    ):
+        assert words in page
+    recipe = json.loads((results / runs[1] / "correction" / "training.json").read_text())
+    assert (recipe["steps"], recipe["optimiser"], recipe["seed"]) == (3, "rmsprop", 0)
+    assert FCI_LACI.correction.steps == 400
+    steps.clear()
+    code, again, _ = command("reproduce", *asked, "a", "b_none", "b", "b_ours")
+    assert (code, again, steps) == (0, printed, [])
+
+
+@pytest.mark.usefixtures("pairs")
+@pytest.mark.parametrize("folds", [("1",), ("1", "1")])
+def test_a_second_network_needs_two_folds_before_anything_is_trained(command, steps, folds) -> None:
+    code, _, complaint = command("reproduce", "fci_laci", "-d", "2", "--rows", "b", "a", "--folds", *folds)
+    assert (code, steps) == (2, [])
+    assert "a second network (row b) learns from another fold than it is asked about" in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_two_folds_in_all_are_too_few_for_a_second_network(command, pairs, steps) -> None:
+    path = pairs / "splits.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:2]))
+    code, _, complaint = command("reproduce", "fci_laci", "-d", "2", "--rows", "b_ours")
+    assert (code, steps) == (2, [])
+    assert "take two folds or more (--folds) of three or more" in complaint
+
+
+def test_a_plan_without_a_second_network_is_told(command, pairs, steps) -> None:
+    path = pairs / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"correction": None}))
+    code, _, complaint = command("reproduce", "fci_laci", "-d", "2", "--rows", "b")
+    assert (code, steps) == (2, [])
+    assert "plans no second network (row b): make a new plan" in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_one_kind_of_lesion_is_told(folder, pairs_home) -> None:
+    one = HeldOut.find(folder, "slices", ("0",))
+    two = HeldOut.find(pairs_home / "preprocessed" / "Dataset002_Pairs", "slices", ("0",))
+    (sentence,) = _one_kind(one, FCI_LACI)
+    assert "a second network has nothing to name" in sentence
+    assert not list(_one_kind(one, FCI_LACI.only(["a", "b_none"])))
+    assert not list(_one_kind(two, FCI_LACI))
+    assert list(_one_kind(replace(two, labels=replace(two.labels, are_regions=True)), FCI_LACI))
 
 
 @pytest.mark.usefixtures("small_trident")

@@ -1,5 +1,7 @@
 """Rows whose held-out probabilities are drawn by hand, so that every figure is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.probabilities import write_probability
 from pwmlunet.reproduction.scoring import ScoredRow, Scorer, remarks_of, tabulate
 from pwmlunet.reproduction.sources import HeldOut, trained
-from pwmlunet.reproduction.studies import PRIORITY_UNET, TRIDENT
+from pwmlunet.reproduction.studies import FCI_LACI, PRIORITY_UNET, TRIDENT
 from pwmlunet.training.run import open_run
 
 FOLDS = ("0", "1", "2", "3")
@@ -25,6 +27,24 @@ def drawn(workspace, tiny):
             for case in run.split(fold).val:
                 probability = make(run.store.reference(case).astype(np.float32))
                 write_probability(run.model.fold_folder(fold) / "validation" / f"{case}.npz", probability[None])  # fmt: skip
+        return run
+
+    return draw
+
+
+@pytest.fixture
+def drawn_kinds(pairs, tiny):
+    """The same with the two kinds of the pairs: a function makes FCI and LACI of both as they are."""
+
+    def draw(name, make):
+        run = open_run(tiny.workspace_in(pairs.parents[1]), "2", replace(tiny.recipe, configuration="unet_2d"), name)  # fmt: skip
+        for fold, split in enumerate(run.splits):
+            for case in split.val:
+                reference = run.store.reference(case)
+                probability = np.float32(0.9) * np.stack(make(reference == 1, reference == 2))
+                write_probability(
+                    run.model.fold_folder(str(fold)) / "validation" / f"{case}.npz", probability
+                )
         return run
 
     return draw
@@ -184,3 +204,52 @@ def test_missing_probabilities_are_told_together(drawn) -> None:
         scorer_of(TRIDENT, run).score(trained(run, 0.5))
     for fold in ("2", "3"):
         assert all(name in str(error.value) for name in run.split(fold).val)
+
+
+def test_kinds_are_counted_together_and_scored_one_by_one(drawn_kinds) -> None:
+    right = drawn_kinds("right", lambda fci, laci: (fci, laci))
+    nameless = drawn_kinds("nameless", lambda fci, laci: (fci | laci, fci & laci))
+    swapped = drawn_kinds("swapped", lambda fci, laci: (laci, fci))
+    study = FCI_LACI.only(["a", "b_none", "a_all"])
+    folds = tuple(str(fold) for fold in range(len(right.splits)))
+    found = tabulate(study, rows_of(study, [[right], [nameless], [swapped]], folds))
+    assert list(found) == ["FCI + LACI", "FCI", "LACI"]
+    together, fci, laci = found.values()
+    n_lesions = (together.n_lesions, fci.n_lesions, laci.n_lesions)
+    assert n_lesions == (16, 7, 11)  # two touch one of the other kind
+    assert together.is_papers and not fci.is_papers and not laci.is_papers
+    rows = {row.name: row for row in together.rows}
+    assert {name: row.honest["lesion_f1"].value for name, row in rows.items()} == {"a": 1, "b_none": 1, "a_all": 1}  # fmt: skip
+    for row in rows.values():
+        assert row.figures["detection_recall"].value == row.figures["dice"].value == 1
+    assert rows["a"].figures["classification_precision"].value == 1
+    assert rows["a_all"].figures["classification_precision"].value == 0
+    assert "classification_precision" not in rows["b_none"].figures
+    for kind in (fci, laci):  # of which a network that names none says nothing
+        assert {row.name: row.honest["lesion_f1"].value for row in kind.rows} == {"a": 1, "a_all": 0}
+        assert not any(row.figures for row in kind.rows)
+        (answer,) = kind.answers
+        assert answer.differences["lesion_recall"].value == -1
+    assert together.answers[0].differences["lesion_recall"].value == 0
+
+
+def test_a_question_of_which_one_row_names_no_kind_is_asked_of_all_kinds_alone(drawn_kinds) -> None:
+    right = drawn_kinds("right", lambda fci, laci: (fci, laci))
+    study = FCI_LACI.only(["b_oversampled", "b_none"])
+    found = tabulate(study, rows_of(study, [[right], [right]], ("0", "1")))
+    assert {target: len(figures.answers) for target, figures in found.items()} == {"FCI + LACI": 1}
+
+
+def test_one_kind_of_lesion_has_one_table(drawn) -> None:
+    study = FCI_LACI.only(["a", "b_none"])
+    (name, target), *others = tabulate(study, rows_of(study, [[drawn("all", everything)]] * 2)).items()
+    assert (name, others, [row.name for row in target.rows]) == ("lesion", [], ["a", "b_none"])
+    assert target.rows[0].figures["detection_precision"].value == 1
+    assert target.rows[0].figures["classification_precision"].value is None
+
+
+def test_a_paper_that_counts_each_target_has_no_figures_of_all_together(drawn_kinds) -> None:
+    right = drawn_kinds("right", lambda fci, laci: (fci, laci))
+    study = TRIDENT.only(["B"])
+    found = tabulate(study, rows_of(study, [[right]], ("0", "1")))
+    assert {target: figures.is_papers for target, figures in found.items()} == {"FCI": True, "LACI": True}

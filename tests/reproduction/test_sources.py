@@ -1,4 +1,4 @@
-"""Probabilities of held-out cases that nothing was trained for: refined ones, and the classical method's."""
+"""Probabilities of held-out cases that nothing was trained for: refined and corrected ones, and the classical method's."""
 
 import json
 from dataclasses import replace
@@ -9,12 +9,14 @@ import pytest
 from pwmlunet.data.dataset import open_dataset
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.probabilities import write_probability
+from pwmlunet.inference.candidate_regions import find_candidates
 from pwmlunet.inference.classical import ClassicalConfig, ClassicalPredictor
+from pwmlunet.inference.judged import Judged, JudgedCase, describe_candidates
 from pwmlunet.planning.fingerprint import Fingerprint
 from pwmlunet.reproduction.reproduce import _score
 from pwmlunet.reproduction.scoring import Scorer
-from pwmlunet.reproduction.sources import HeldOut, classical, refined, trained
-from pwmlunet.reproduction.studies import RS_RCNN
+from pwmlunet.reproduction.sources import HeldOut, classical, corrected, refined, trained
+from pwmlunet.reproduction.studies import FCI_LACI, RS_RCNN
 from pwmlunet.training.run import open_run
 
 FOLDS = ("0", "1", "2", "3")
@@ -62,6 +64,55 @@ def test_rows_of_one_run_are_refined_as_they_say(run, folder) -> None:
         for name, cases in found.items()
     }
     assert n_predicted == {"D": len(found["D"]), "E": 0, "E_keep": len(found["D"])}
+
+
+@pytest.fixture
+def judged_run(pairs, tiny):
+    """A run that found three lesions, all called FCI; its correction says FCI, LACI, and none."""
+    recipe = replace(tiny.recipe, configuration="unet_2d")
+    run = open_run(tiny.workspace_in(pairs.parents[1]), "2", recipe, "judged")
+    cases = {}
+    for name in run.split("1").val:
+        probability = np.zeros((2, *run.store.reference(name).shape), np.float32)
+        for z, peak in enumerate((0.6, 0.8, 0.7)):
+            probability[0, z, 20:22, 10 * z + 5] = peak, 0.35
+        write_probability(run.model.fold_folder("1") / "validation" / f"{name}.npz", probability)
+        probability = trained(run, 0.5).find(name, "1")  # as the file keeps it
+        components, n = find_candidates(probability, 0.1)
+        says = np.array([[0.1, 0.8, 0.1], [0.3, 0.1, 0.6], [0.9, 0.06, 0.04]])
+        cases[name] = JudgedCase("1", describe_candidates(components, n, probability, np.ones(n, int), says))
+    Judged.of(("FCI", "LACI"), {"1": 0.1}, cases).write_for(run.model)
+    return run
+
+
+def test_a_correction_names_the_kind_and_removes_where_it_may(judged_run) -> None:
+    name = judged_run.split("1").val[0]
+    kinds, whole = (corrected(judged_run, 0.5, removes=removes).find(name, "1") for removes in (False, True))
+    masks = [judged_run.model.labels.decode(probability, 0.5) for probability in (kinds, whole)]
+    np.testing.assert_array_equal([mask[:3, 20, [5, 15, 25]].diagonal() for mask in masks], [[1, 2, 1], [1, 2, 0]])  # fmt: skip
+    assert [np.count_nonzero(mask) for mask in masks] == [
+        3,
+        3,
+    ]  # the first, surer now, reaches its fainter voxel
+
+
+def test_rows_of_one_run_are_corrected_as_they_say(judged_run, pairs) -> None:
+    scorer = Scorer(FCI_LACI, HeldOut.find(pairs, "slices", ("1",)), 0.0)
+    rows = {row.name: row for row in FCI_LACI.rows}
+    found = {
+        name: [
+            (len(case.targets["FCI"].lesions.predicted), len(case.targets["LACI"].lesions.predicted))
+            for case in _score(rows[name], [judged_run], scorer).cases
+        ]
+        for name in ("b_none", "b", "b_ours")
+    }
+    n_cases = len(judged_run.split("1").val)
+    assert found == {"b_none": [(3, 0)] * n_cases, "b": [(2, 1)] * n_cases, "b_ours": [(1, 1)] * n_cases}
+
+
+def test_a_run_without_a_correction_is_told(run) -> None:
+    with pytest.raises(PwmlError, match=r"faint has no correction"):
+        corrected(run, 0.5, removes=True)
 
 
 def test_the_classical_method_goes_by_the_training_lesions_of_a_fold(workspace, folder, cases) -> None:

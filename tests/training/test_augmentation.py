@@ -138,6 +138,9 @@ def test_single_slices_are_augmented():
         ({"scaling": [0, 1]}, "scaling must be two positive numbers"),
         ({"gamma": [1.5, 0.7]}, "gamma must be two positive numbers, the smaller one first"),
         ({"blur_pixels": [0, 1]}, "blur_pixels must be two positive"),
+        ({"channel_dropout": 1.5}, "channel_dropout must be between 0 and 1"),
+        ({"rich_rotation_degrees": [10, 5]}, "rich_rotation_degrees must be two numbers from 0 to 180"),
+        ({"rich_rotation_degrees": [-5, 5]}, "rich_rotation_degrees must be two numbers from 0 to 180"),
     ],
 )
 def test_values_out_of_range_are_told(values, expected):
@@ -172,3 +175,43 @@ def test_slices_of_a_volume_are_turned_with_their_labels():
     first = {int(t.amax((0, 2, 3)).argmax()) for t in changed.target}
     ignored = {int(v.amax((0, 2, 3)).argmin()) for v in changed.valid}
     assert first == ignored == {0, 3}
+
+
+def test_channels_are_left_out_after_all_else_never_all_and_never_the_prior():
+    """Noise and brightness come before, so that a channel left out is exactly zero; the last one is a prior."""
+    given = batch(n=400, channels=4, n_slices=1, height=16, width=16)
+    config = replace(OFF, noise_probability=1.0, brightness_probability=1.0, channel_dropout=0.5)
+    changed = Augmenter(config, 3)(given, generator())
+    left_out = (changed.image == 0).flatten(2).all(2)
+    assert not left_out[:, 3].any()
+    n_left_out = left_out[:, :3].sum(1)
+    assert set(n_left_out.tolist()) == {0, 1, 2}
+    assert (n_left_out > 0).float().mean() == pytest.approx(0.5, abs=0.1)
+    assert left_out[n_left_out > 0, :3].float().mean(0).tolist() == pytest.approx([0.5] * 3, abs=0.1)
+    untouched = Augmenter(replace(config, channel_dropout=0.0), 3)(given, generator())
+    assert torch.equal(changed.image[~left_out], untouched.image[~left_out])
+
+
+def rotations(changed):
+    """The angle in degrees of each patch, found from where a bright pixel right of the middle went."""
+    y, x = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - 31.5, indexing="ij")
+    weight = changed.image[:, 0, 0]
+    rows, columns = ((weight * place).sum((1, 2)) / weight.sum((1, 2)) for place in (y, x))
+    return torch.rad2deg(torch.atan2(rows, columns))
+
+
+def test_patches_of_rich_slices_are_rotated_within_their_range_either_way():
+    image = torch.zeros(300, 1, 1, 64, 64)
+    image[..., 30:34, 52:56] = 1
+    given = Batch(image, torch.zeros(300, 1, 1, 64, 64), torch.ones(300, 1, 1, 64, 64))
+    rich = torch.arange(300) % 3 == 0
+    config = replace(OFF, rotation_probability=0.5, rotation_degrees=3.0)
+    own = Augmenter(replace(config, rich_rotation_degrees=(5.0, 10.0)))
+    angles = rotations(own(given, generator(), rich))
+    sizes = angles[rich].abs()
+    assert sizes.min() > 4.9 and sizes.max() < 10.1 and sizes.max() - sizes.min() > 4
+    assert 30 < (angles[rich] > 0).sum() < 70
+    others = angles[~rich].abs()
+    assert others.max() < 3.1 and 60 < (others < 0.01).sum() < 140
+    usual = Augmenter(config)(given, generator(), rich)
+    assert rotations(usual).abs().max() < 3.1  # rich ones are as the others where no range is given

@@ -272,3 +272,39 @@ def test_patches_of_half_precision_stay_so_beyond_the_image_and_with_a_prior(tin
     assert image.dtype == np.float16 and held_image.dtype == torch.float16
     assert np.array_equal(image, held_image.numpy()) and np.array_equal(mask, held_mask.numpy())
     assert image.shape == (4, *size) and mask.shape == size
+
+
+def rich_case(tiny):
+    """Lesions in slices 1, 2 and 4, of which 2 is rich."""
+    mask = np.zeros((6, 40, 50), np.uint8)
+    mask[1:3, 20:22, 20:23] = mask[2, 5, 40] = mask[4, 30, 10] = 1
+    return replace(case_of(tiny, mask), rich_slices=(2,))
+
+
+@pytest.mark.parametrize(("size", "starts"), [((1, 16, 16), {2}), ((2, 16, 16), {1, 2})])
+def test_only_rich_draws_lesions_in_rich_slices_and_the_others_as_before(tiny, size, starts):
+    rng = np.random.default_rng(0)
+    case = rich_case(tiny)
+    drawn = PatchSampler([case], size, 1.0, only_rich=True).draw(100, rng)
+    assert {at.z for at in drawn} == starts
+    cuts = [cut(case, at, PatchShape(size, 1, 1))[1] for at in drawn]
+    assert all(mask[2 - at.z].any() for mask, at in zip(cuts, drawn, strict=True))
+    assert len({(mask.shape, int(mask.sum())) for mask in cuts}) > 1  # both lesions of the slice
+    none = [
+        PatchSampler([case], size, 0.0, only_rich=rich).draw(200, np.random.default_rng(1)) for rich in (0, 1)
+    ]
+    assert none[0] == none[1]
+    assert not any(cut(case, at, PatchShape(size, 1, 1))[1].any() for at in none[1])
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_patches_say_whether_they_are_of_a_rich_slice(tiny, depth):
+    plain, case = case_of(tiny, np.zeros((6, 40, 50), np.uint8), "plain"), rich_case(tiny)
+    size = (depth, 16, 16)
+    loader = PatchLoader(
+        PatchSampler([plain, case], size, 0.5), PatchShape(size, 1, 1), batch_size=60, seed=0
+    )
+    batch = loader.generate_train_batch()
+    starts = [(where.split()[1].strip(","), int(where.split()[3].strip(","))) for where in batch["where"]]
+    assert batch["rich"] == [name == "a" and z <= 2 < z + depth for name, z in starts]
+    assert 0 < sum(batch["rich"]) < 60

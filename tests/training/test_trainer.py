@@ -248,13 +248,34 @@ def test_the_plateau_halves_the_rate_after_some_epochs(run_of, epochs, changes):
     assert trainer.plateau == {"lowest": 2.0, "since": 0, "factor": 0.5}
 
 
+KINDS = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
 def test_weight_decay_acts_on_kernels_alone(tiny):
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    for name, kind in (("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):
+    for name, kind in KINDS.items():
         optimiser = make_optimiser(network, replace(tiny.recipe, optimiser=name, weight_decay=0.3))
         kernels, others = optimiser.param_groups
         assert type(optimiser) is kind and (kernels["weight_decay"], others["weight_decay"]) == (0.3, 0)
         assert (len(kernels["params"]), len(others["params"])) == (1, 3)
+
+
+def test_rmsprop_divides_by_the_root_mean_square_of_alpha_point_nine(tiny):
+    """Hinton's: v = .9 v + .1 g², w = w − rate g / √v, worked out for gradients 2 and −1."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 3.0)
+    recipe = replace(tiny.recipe, optimiser="rmsprop", learning_rate=0.1, weight_decay=0.0)
+    optimiser = make_optimiser(layer, recipe)
+    for gradient in (2.0, -1.0):
+        layer.weight.grad = torch.full((1, 1), gradient)
+        optimiser.step()
+    expected = 3 - 0.1 * 2 / 0.4**0.5 + 0.1 / (0.9 * 0.4 + 0.1) ** 0.5
+    assert float(layer.weight.detach()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_another_recipe_in_the_same_run_is_refused(copied, trained_home, tiny):

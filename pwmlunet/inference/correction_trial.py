@@ -1,0 +1,149 @@
+"""Whether a run's correction helps: held-out cases with it beside the same without, and left out in doubt."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.bootstrap import Interval
+from pwmlunet.inference.calibration import Calibration, because, calibrate, difference_of
+from pwmlunet.inference.candidates import CaseTable, tabulate_case
+from pwmlunet.inference.choosing import Wish, refusal
+from pwmlunet.inference.correction import CORRECTION
+from pwmlunet.inference.counting import Counts, count, make_grid
+from pwmlunet.inference.judged import Judged, corrected_out_of_fold
+from pwmlunet.inference.model import TrainedModel
+from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.inference.runs import Run, tabulate_cases, tabulate_groups
+
+WITH, WITHOUT = f"{CORRECTION}/with.json", f"{CORRECTION}/without.json"
+"""In a run's folder, how masks are made with its correction and without: pwml_predict takes either."""
+
+Score = Callable[[Counts], tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Part and whole (S,) of what is compared, from counts at one point."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Stage one alone and corrected, each calibrated on the same held-out cases."""
+
+    without: Calibration
+    corrected: Calibration
+    difference: float
+    """How much higher the corrected score is, each subject at the point that the others choose."""
+    interval: Interval | None
+    """Of the difference, paired by subject."""
+    equal_recall: tuple[Postprocessing, Postprocessing] | None
+    """Without and with, the points with the fewest false lesions of those that find as many as stage one does at its own.
+
+    Both are chosen on the cases that they will be counted on. None where there are no such points.
+    """
+    verdict: str
+    """In words, whether the correction is taken, and why."""
+
+    @property
+    def helps(self) -> bool:
+        """Whether the correction is better for certain."""
+        return self.interval is not None and self.interval.low > 0
+
+    @property
+    def chosen(self) -> Postprocessing:
+        """The settings of the better one, with the verdict among their reasons."""
+        taken = self.corrected if self.helps else self.without
+        return because(taken.postprocessing, self.verdict)
+
+    def write(self, model: TrainedModel) -> None:
+        """Writes the settings with the correction and without into the run's folder."""
+        self.corrected.postprocessing.write(model.folder / WITH)
+        self.without.postprocessing.write(model.folder / WITHOUT)
+
+
+def try_correction(
+    run: Run,
+    score: Score,
+    *,
+    name: str,
+    wish: Wish | None = None,
+    smallest_lesion_mm3: float = 0.0,
+) -> Trial:
+    """A run's correction on trial.
+
+    Args:
+        run: A run with a correction.
+        score: What is compared, as a mean over subjects; `name` is its name.
+        name: For the verdict.
+        wish: What the points shall promise.
+        smallest_lesion_mm3: Of the plan.
+
+    Raises:
+        PwmlError: the wish cannot be kept, stage one was trained again since, or files are damaged.
+    """
+    (plain,) = tabulate_groups([run], [(run,)])
+    tables = _tabulate_corrected(run)
+    without = calibrate(plain, wish, smallest_lesion_mm3=smallest_lesion_mm3)
+    found = calibrate(tables, wish, smallest_lesion_mm3=smallest_lesion_mm3)
+    corrected = replace(found, postprocessing=replace(found.postprocessing, correction=True))
+    difference, interval = difference_of(score(corrected.nested), score(without.nested))
+    return Trial(
+        without,
+        corrected,
+        difference,
+        interval,
+        _at_equal_recall(plain, tables, without, smallest_lesion_mm3),
+        _verdict(name, difference, interval, refusal(without.nested)),
+    )
+
+
+def _tabulate_corrected(run: Run) -> list[CaseTable]:
+    judged, labels = Judged.of_run(run.model), run.model.labels
+    (tables,) = tabulate_cases(run, lambda name: [tabulate_case(corrected_out_of_fold(run, name, judged), labels)])  # fmt: skip
+    return tables
+
+
+def _verdict(name: str, difference: float, interval: Interval | None, refused: str) -> str:
+    spread = f" [{interval.low:+.2f}, {interval.high:+.2f}]" if interval else ""
+    words = f"the correction changes {name} by {difference:+.2f}{spread}"
+    if interval is None:
+        return f"{words}: left out, one subject does not tell"
+    if interval.low > 0:
+        return f"{words}: taken"
+    points = f" (at fixed points: {refused})" if refused else ""
+    return f"{words}: left out, it is not better for certain{points}"
+
+
+def _at_equal_recall(
+    plain: list[CaseTable], corrected: list[CaseTable], without: Calibration, smallest_lesion_mm3: float
+) -> tuple[Postprocessing, Postprocessing] | None:
+    n_least = without.nested.n_found.sum()
+    first, second = (_fewest_false(tables, n_least, smallest_lesion_mm3) for tables in (plain, corrected))
+    return None if first is None or second is None else (first, replace(second, correction=True))
+
+
+def _fewest_false(
+    tables: list[CaseTable], n_least: float, smallest_lesion_mm3: float
+) -> Postprocessing | None:
+    """The point with the fewest false lesions of those that find so many; None where none does, or nothing is found."""
+    grid = make_grid(tables, smallest_lesion_mm3=smallest_lesion_mm3)
+    counts = count(tables, grid)
+    n_found, n_predicted = counts.n_found.sum(1), counts.n_predicted.sum(1)
+    able = np.flatnonzero(n_found >= n_least)
+    if not n_least or not len(able):
+        return None
+    order = np.lexsort((grid.distances[able], -n_found[able], (n_predicted - n_found)[able]))
+    return grid.points[int(able[order[0]])]
+
+
+def other_settings(model: TrainedModel, *, corrected: bool) -> Postprocessing:
+    """How masks of a run are made with its correction or without, whichever was found to be better.
+
+    Raises:
+        PwmlError: there is no correction, or its settings are missing.
+    """
+    path = model.folder / (WITH if corrected else WITHOUT)
+    if path.is_file():
+        return Postprocessing.read(path)
+    if corrected:
+        raise PwmlError(f"{model.folder} has no correction: run pwml_train_correction")
+    return model.postprocessing

@@ -1,0 +1,333 @@
+"""The correction of a run: networks that judge the candidates of stage one, trained fold by fold.
+
+A candidate is only ever judged by a network that has seen neither its subject nor what a stage one that had seen it
+said of others. Candidates to learn from for fold f are therefore those of another fold g, found by stage-one networks
+that were trained without both: "pair networks", one for every two folds.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from pwmlunet.config import join
+from pwmlunet.data.splits import Split
+from pwmlunet.data.workspace import Workspace
+from pwmlunet.errors import PwmlError
+from pwmlunet.evaluation.probabilities import read_probability
+from pwmlunet.inference.candidate_classes import (
+    NO_LESION,
+    CandidateClasses,
+    ThresholdRow,
+    add_rows,
+    choose_threshold,
+    class_names,
+    classify_by_reference,
+    tabulate_thresholds,
+)
+from pwmlunet.inference.candidate_regions import cut_regions, find_candidates
+from pwmlunet.inference.correction import CORRECTION, DESCRIPTION, VERSION, Correction
+from pwmlunet.inference.device import choose_device
+from pwmlunet.inference.judged import Judged, JudgedCase, describe_candidates
+from pwmlunet.inference.model import ALL, find_model, save_tensors
+from pwmlunet.inference.postprocessing import sizes_and_peaks
+from pwmlunet.networks.correction import CorrectionConfig, CorrectionNetwork, classify
+from pwmlunet.planning.plan import Plan
+from pwmlunet.training.config import TrainingConfig
+from pwmlunet.training.correction_learning import REACH, CorrectionRecipe, learn
+from pwmlunet.training.run import Run, open_inner_run, open_run
+from pwmlunet.training.trainer import FoldTrainer
+
+logger = logging.getLogger(__name__)
+
+RECIPE = "training.json"
+"""How networks are trained, in the folder of their run or of its correction."""
+
+_MOST_FALSE = 200  # of a case that are learned from, the most probable first
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A case as a network saw it that had learned neither from its fold nor from the one that is to be judged."""
+
+    run: Run
+    name: str
+    fold: str
+    """Whose network it is."""
+
+    @property
+    def path(self) -> Path:
+        """Its probabilities."""
+        return self.run.model.fold_folder(self.fold) / "validation" / f"{self.name}.npz"
+
+    @cached_property
+    def reference(self) -> NDArray[np.uint8]:
+        """The mask on the case's own grid."""
+        return self.run.store.reference(self.name)
+
+    def probability(self) -> NDArray[np.float32]:
+        """(K, Z, Y, X) on the case's own grid."""
+        return read_probability(self.path, self.reference.shape, len(self.run.model.labels.targets))
+
+    def candidates(self, threshold: float) -> "_Candidates":
+        """The case's candidates at a threshold."""
+        probability = self.probability()
+        components, n = find_candidates(probability, threshold)
+        classes = classify_by_reference(components, n, probability, self.reference, self.run.model.labels)
+        return _Candidates(self, probability, components, n, classes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """The N candidates of a case."""
+
+    source: _Source
+    probability: NDArray[np.float32]
+    components: NDArray[np.int32]
+    n: int
+    known: CandidateClasses
+
+    def cut(self, config: CorrectionConfig, *, reach: float = 1.0) -> Tensor:
+        """Their regions."""
+        case = self.source.run.store.read(self.source.name)
+        way_back = case.facts.way_back
+        return cut_regions(case.image, way_back, self.probability, self.components, self.n, config, reach=reach)  # fmt: skip
+
+    def to_learn_from(self) -> "_Candidates":
+        """Those of known class; of very many false ones the most probable."""
+        classes = self.known.classes
+        _, peaks = sizes_and_peaks(self.components, self.n, self.probability.max(0))
+        false = np.flatnonzero(classes == NO_LESION)
+        kept = np.zeros(self.n, bool)
+        kept[false[np.argsort(-peaks[false], kind="stable")[:_MOST_FALSE]]] = True
+        kept |= classes > NO_LESION
+        numbers = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
+        return replace(
+            self,
+            components=numbers[self.components],
+            n=int(kept.sum()),
+            known=replace(self.known, classes=classes[kept]),
+        )
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A run as stage one, and what its correction is made of."""
+
+    run: Run
+    config: CorrectionConfig
+    recipe: CorrectionRecipe
+    folds: tuple[str, ...]
+    """The folds whose candidates are judged, and learned from for the others."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the correction is kept."""
+        return self.run.model.folder / CORRECTION
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """From 1 on."""
+        return class_names(self.run.model.labels)
+
+    @cached_property
+    def inner(self) -> Run:
+        """The run of the pair networks: its k-th fold holds out the k-th pair of the run's folds."""
+        assert self.run.splits is not None
+        splits = [_without(self.run.splits, pair) for pair in self._pairs]
+        return open_inner_run(self.run, self.folder / "inner", splits)
+
+    @property
+    def _pairs(self) -> list[tuple[int, int]]:
+        return list(combinations(range(len(self.run.splits or ())), 2))
+
+    def pair_fold(self, first: str, second: str) -> str:
+        """The inner run's fold that holds out two folds."""
+        pair = sorted((int(first), int(second)))
+        return str(self._pairs.index((pair[0], pair[1])))
+
+    def sources(self, fold: str) -> Iterator[_Source]:
+        """The cases to learn from for a fold."""
+        for other in self.folds:
+            if other != fold:
+                pair = self.pair_fold(fold, other)
+                yield from (_Source(self.inner, name, pair) for name in self.run.split(other).val)
+
+    def held_out(self, fold: str) -> list[_Source]:
+        """The cases that the network of a fold judges."""
+        return [_Source(self.run, name, fold) for name in self.run.split(fold).val]
+
+
+def _without(splits: Sequence[Split], pair: tuple[int, int]) -> Split:
+    first, second = (splits[number] for number in pair)
+    train = tuple(sorted(set(first.train) & set(second.train)))
+    if not train:
+        raise PwmlError(f"no case is left to learn from without folds {join(pair)}, which a correction needs: make at least three folds in splits.json")  # fmt: skip
+    return Split(train, tuple(sorted({*first.val, *second.val})))
+
+
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """What `train_correction` made."""
+
+    run: Run
+    folds: tuple[str, ...]
+    judged: Judged
+    thresholds: tuple[ThresholdRow, ...]
+    """Recall and false candidates of stage one's held-out cases at each threshold."""
+    remarks: tuple[str, ...]
+    """What a reader must know, a sentence each."""
+
+
+def train_correction(
+    workspace: Workspace,
+    dataset: str,
+    run_name: str,
+    recipe: CorrectionRecipe,
+    *,
+    folds: Sequence[str] = (),
+    device: str | None = None,
+) -> Corrected:
+    """Trains a correction network for each fold of a run, and the pair networks that it learns from.
+
+    Pair networks that are trained already stay; correction networks, which take a minute, are always trained anew.
+
+    Args:
+        workspace: Where the run and the preprocessed cases are.
+        dataset: Number or name.
+        run_name: Name of the model folder of stage one.
+        recipe: How the correction networks learn.
+        folds: Folds of the run; all finished ones by default.
+        device: What is computed on; that of the recipe and of the run by default.
+
+    Raises:
+        PwmlError: stage one lacks a fold, no candidate is found, or nothing is to be told apart.
+        TrainingStoppedError: a signal asked to stop; the same call goes on.
+    """
+    stage = _open(workspace, dataset, run_name, recipe, folds, device)
+    for first, second in combinations(stage.folds, 2):
+        logger.info("stage one without folds %s and %s", first, second)
+        FoldTrainer(stage.inner, stage.pair_fold(first, second)).train()
+    rows = {fold: _tabulate(stage, fold) for fold in stage.folds}
+    thresholds = {fold: choose_threshold(rows[fold]) for fold in stage.folds}
+    on = choose_device(stage.recipe.device)
+    cases: dict[str, JudgedCase] = {}
+    remarks: list[str] = []
+    for fold in tqdm(stage.folds, "correction", leave=False):
+        network, remark = _learn(stage, fold, thresholds[fold], on)
+        remarks += remark
+        save_tensors(stage.folder / f"fold_{fold}" / "weights.pt", network.state_dict())
+        for source in stage.held_out(fold):
+            cases[source.name] = _judge(network, source, thresholds[fold], fold)
+    judged = Judged.of(stage.classes, thresholds, cases)
+    _write(stage, judged)
+    held_out = [source for fold in stage.folds for source in stage.held_out(fold)]
+    return Corrected(stage.run, stage.folds, judged, tuple(_rows_of(held_out)), tuple(remarks))
+
+
+def _open(
+    workspace: Workspace,
+    dataset: str,
+    run_name: str,
+    recipe: CorrectionRecipe,
+    folds: Sequence[str],
+    device: str | None,
+) -> _Stage:
+    prepared = workspace.find_preprocessed(dataset)
+    recipe_of_run = TrainingConfig.read(find_model(workspace, prepared.name, run_name).folder / RECIPE)
+    run = open_run(workspace, prepared.name, recipe_of_run, run_name)
+    if device:
+        recipe = replace(recipe, device=device)
+        run = replace(run, config=replace(run.config, device=device))
+    dropout = run.config.augmentation.channel_dropout
+    recipe = replace(recipe, channel_dropout=recipe.channel_dropout or dropout)
+    config = Plan.read(prepared / "plan.json").correction
+    if config is None:
+        raise PwmlError(f"{prepared / 'plan.json'} plans no correction: make a new plan with pwml_plan_and_preprocess -d {dataset} --replan")  # fmt: skip
+    return _Stage(run, config, recipe, _finished(run, folds))
+
+
+def _finished(run: Run, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The folds of stage one that can take part.
+
+    Raises:
+        PwmlError: some that are wanted are not trained, or there are too few.
+    """
+    finished = [fold for fold in run.model.finished_folds() if fold != ALL]
+    if missing := sorted(set(wanted) - set(finished)):
+        raise PwmlError(f"{run.model.folder} has not finished fold {join(missing)} (finished: {join(finished) or 'none'}): a correction has no more folds than stage one; run pwml_train first")  # fmt: skip
+    folds = tuple(fold for fold in finished if not wanted or fold in wanted)
+    if len(folds) < 2:
+        raise PwmlError(f"{run.model.folder} has fold {join(folds) or 'none'} alone: a correction learns from the candidates of other folds; train two or more")  # fmt: skip
+    return folds
+
+
+def _tabulate(stage: _Stage, fold: str) -> list[ThresholdRow]:
+    """Recall and false candidates of the cases to learn from for a fold: what is judged has no part in its threshold."""
+    return _rows_of(list(stage.sources(fold)))
+
+
+def _rows_of(sources: Sequence[_Source]) -> list[ThresholdRow]:
+    labels = sources[0].run.model.labels
+    parts = []
+    for source in sources:
+        parts.append(tabulate_thresholds([(source.probability(), source.reference)], labels))
+    return add_rows(parts)
+
+
+def _learn(
+    stage: _Stage, fold: str, threshold: float, device: torch.device
+) -> tuple[CorrectionNetwork, list[str]]:
+    """The correction network of a fold, and what is to be said of what it learned from."""
+    regions, classes = [], []
+    for source in stage.sources(fold):
+        candidates = source.candidates(threshold).to_learn_from()
+        if candidates.n:
+            regions.append(candidates.cut(stage.config, reach=REACH).half())
+            classes.append(candidates.known.classes)
+    names = ("no lesion", *stage.classes)
+    counts = np.bincount(np.concatenate([np.empty(0, int), *classes]), minlength=len(names))
+    shown = join(f"{n} {name}" for n, name in zip(counts, names, strict=True))
+    if np.count_nonzero(counts) < 2:
+        raise PwmlError(f"fold {fold}: of the candidates above a probability of {threshold:g} there are {shown}, so there is nothing to tell apart: train stage one longer, or on more subjects")  # fmt: skip
+    logger.info("fold %s learns from %s, above %g", fold, shown, threshold)
+    known = torch.from_numpy(np.concatenate(classes))
+    seed = stage.recipe.seed * 1009 + int(fold)
+    network = learn(stage.config, torch.cat(regions), known, len(names), stage.recipe, seed=seed, device=device)  # fmt: skip
+    absent = [name for name, n in zip(names, counts, strict=True) if not n]
+    remark = f"The network of fold {fold} learned without {join(absent)}: the other folds have no such candidate."  # fmt: skip
+    return network, [remark] if absent else []
+
+
+def _judge(network: CorrectionNetwork, source: _Source, threshold: float, fold: str) -> JudgedCase:
+    """A held-out case's candidates and what the network of its fold says of them."""
+    found = source.candidates(threshold)
+    scores: NDArray[Any] = (
+        classify(network, found.cut(network.config)).numpy() if found.n else np.empty((0, 0))
+    )
+    rows = describe_candidates(found.components, found.n, found.probability, found.known.classes, scores)
+    return JudgedCase(fold, rows)
+
+
+def _write(stage: _Stage, judged: Judged) -> None:
+    """Everything that prediction needs beside the weights."""
+    Correction(
+        VERSION,
+        stage.config,
+        median(judged.thresholds.values()),
+        judged.thresholds,
+        judged.classes,
+        len(stage.run.model.plan.channel_names),
+    ).write(stage.folder / DESCRIPTION)
+    stage.recipe.write(stage.folder / RECIPE)
+    judged.write_for(stage.run.model)

@@ -118,8 +118,13 @@ def _page(run: Run, corrected: Corrected, trial: Trial) -> CorrectionPage:
         scores=_scores(run, corrected, {name: settings for name, (settings, _) in points.items()}),
         pictures=tuple(_pictures(run, corrected, correction, shown)),
         fold_thresholds=judged.thresholds,
-        remarks=corrected.remarks,
+        remarks=(*corrected.remarks, *_remarks(trial)),
     )
+
+
+def _remarks(trial: Trial) -> Iterator[str]:
+    if trial.equal_recall is None and trial.without.nested.n_found.any():
+        yield "with the correction no point finds as many lesions as stage one does at its own"
 
 
 def _candidates(corrected: Corrected, settings: Postprocessing) -> Iterator[tuple[str, int, JudgedCandidate]]:

@@ -14,6 +14,7 @@ from pwmlunet.inference.judged import Judged, corrected_out_of_fold
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.runs import gather_runs
+from pwmlunet.inference.selection import find_best, find_models
 from pwmlunet.training.correction import train_correction
 from pwmlunet.training.correction_learning import CorrectionRecipe
 from pwmlunet.training.correction_outcome import conclude
@@ -151,17 +152,35 @@ def test_each_candidate_is_judged_by_the_network_of_the_fold_that_holds_it_out(s
         np.testing.assert_allclose(again, corrected, atol=0.01)  # stage one's are rounded in files
 
 
-def test_a_correction_that_tells_lesions_apart_is_used_from_then_on(stage):
+@pytest.fixture
+def helpful(stage):
+    """A correction that tells lesions apart."""
     recipe = CorrectionRecipe(steps=150, batch_size=16, learning_rate=1e-2, device="cpu", label_smoothing=0.0)
-    corrected = stage.train(recipe)
-    outcome = conclude(stage.workspace, "1", corrected)
-    assert outcome.trial.helps, outcome.text
-    before, after = outcome.trial.without.nested, outcome.trial.corrected.nested
+    return conclude(stage.workspace, "1", stage.train(recipe))
+
+
+def test_a_correction_that_tells_lesions_apart_is_used_from_then_on(stage, helpful, command, tmp_path):
+    assert helpful.trial.helps, helpful.text
+    before, after = helpful.trial.without.nested, helpful.trial.corrected.nested
     assert after.n_predicted.sum() < before.n_predicted.sum()
-    assert Postprocessing.read(stage.folder / "postprocessing.json").correction
     assert Postprocessing.read(stage.folder / "correction" / "with.json").correction
     assert not Postprocessing.read(stage.folder / "correction" / "without.json").correction
-    assert "taken" in outcome.text and outcome.page.is_file()
+    assert "taken" in helpful.text and helpful.page.is_file()
+    images = stage.prepared.parents[1] / "raw" / "Dataset001_Tiny" / "imagesTr"
+    for option, corrected in ([], True), (["--no-correction"], False), (["--correction"], True):
+        folder = tmp_path / "_".join(["masks", *option])
+        code, _, complaint = command("predict", "-i", images, "-o", folder, "-c", "trident", *option)
+        assert code == 0, complaint
+        made_by = json.loads((folder / "prediction.json").read_text())
+        assert made_by["postprocessing"]["correction"] == corrected
+
+
+def test_the_choice_of_runs_tries_the_correction(stage, helpful):
+    found = find_best(stage.workspace, "1")
+    assert found.postprocessing.correction
+    assert "the correction changes lesion_f1 by" in found.text
+    (model,), settings = find_models(stage.workspace, "1", None)
+    assert model.folder == stage.folder and settings.correction
 
 
 def test_a_correction_that_does_not_help_is_left_off(stage):

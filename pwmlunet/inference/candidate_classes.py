@@ -1,6 +1,6 @@
 """What candidates are by the reference: a lesion of which target, none, or not to be told; and how low to look for them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,30 @@ class ThresholdRow(Config):
 
 
 @dataclass(frozen=True, eq=False)
+class Reference:
+    """A case's reference, measured once for candidates at any threshold."""
+
+    targets: NDArray[np.bool_]
+    """Where each target lies (K, Z, Y, X)."""
+    valid: NDArray[np.bool_]
+    """Where the label is known (Z, Y, X)."""
+    lesions: NDArray[Any]
+    """Components (Z, Y, X) of any target, numbered from 1."""
+    n_voxels: NDArray[np.int64]
+    """Of each lesion (L,)."""
+    are_regions: bool
+    """Whether targets overlap, and are one kind."""
+
+    @classmethod
+    def of(cls, mask: NDArray[np.uint8], labels: Labels) -> "Reference":
+        """That of a mask (Z, Y, X)."""
+        targets = labels.encode(mask)
+        lesions, n = find_lesions(np.asarray(targets.any(0)))
+        n_voxels = np.bincount(lesions[lesions > 0], minlength=n + 1)[1:]
+        return cls(targets, labels.valid(mask), lesions, n_voxels, labels.are_regions)
+
+
+@dataclass(frozen=True, eq=False)
 class CandidateClasses:
     """What the candidates of a case are by its reference."""
 
@@ -57,8 +81,6 @@ class CandidateClasses:
     """(N,): 0 no lesion, 1 … the target, -1 not to be told."""
     n_found: int
     """Reference lesions that have a candidate of their own."""
-    n_lesions: int
-    """All of them."""
 
 
 def class_names(labels: Labels) -> tuple[str, ...]:
@@ -67,101 +89,76 @@ def class_names(labels: Labels) -> tuple[str, ...]:
 
 
 def classify_by_reference(
-    components: NDArray[np.int32],
-    n: int,
-    probability: NDArray[np.floating[Any]],
-    reference: NDArray[np.uint8],
-    labels: Labels,
+    components: NDArray[np.int32], n: int, probability: NDArray[np.floating[Any]], reference: Reference
 ) -> CandidateClasses:
     """The classes of the N candidates numbered in `components` (Z, Y, X).
 
     A candidate is a lesion where it has an IoU of at least 0.1 with a reference lesion, or its most probable voxel
-    lies in one; of the target that most of their common voxels are of. What only touches a lesion, or lies where
-    labels are unknown, is not to be told.
+    lies in one; of the target that most of their common voxels are of. What only touches a lesion, or is most probable
+    where labels are unknown, is not to be told.
     """
-    targets = labels.encode(reference)
-    lesions, n_lesions = find_lesions(np.asarray(targets.any(0)))
-    places = np.flatnonzero((components > 0) & labels.valid(reference))
+    places = np.flatnonzero(components)
     candidate = components.ravel()[places].astype(np.int64) - 1
-    lesion = lesions.ravel()[places].astype(np.int64)
-    common = _overlaps(candidate, lesion, n, n_lesions)
-    sizes, lesion_sizes = np.bincount(candidate, minlength=n), np.bincount(lesions.ravel(), minlength=1)[1:]
-    iou = common / np.maximum(sizes[:, None] + lesion_sizes - common, 1)
-    best = iou.argmax(1) if n_lesions else np.zeros(n, np.int64)
+    lesion = reference.lesions.ravel()[places].astype(np.int64)
+    known = reference.valid.ravel()[places]
+    is_peak = _are_peaks(candidate, probability.max(0).ravel()[places], n)
+    n_lesions = len(reference.n_voxels)
+    pairs = np.bincount(candidate * (n_lesions + 1) + lesion, known, minlength=n * (n_lesions + 1))
+    common = pairs.reshape(n, n_lesions + 1)[:, 1:]
+    sizes = np.bincount(candidate, known, minlength=n)
+    iou = common / np.maximum(sizes[:, None] + reference.n_voxels - common, 1)
     alike = iou.max(1, initial=0) >= LEAST_IOU
-    is_lesion = alike | _peaks_in(candidate, lesion > 0, probability.max(0).ravel()[places], n)
-    classes = np.where(sizes > 0, NO_LESION, UNKNOWN)
-    classes[common.any(1)] = UNKNOWN
-    shared = lesion > 0
-    classes[is_lesion] = _targets(candidate[shared], targets.reshape(len(targets), -1)[:, places[shared]], n, labels)[is_lesion]  # fmt: skip
-    return CandidateClasses(classes, len(np.unique(best[is_lesion & alike])), n_lesions)
+    is_lesion = alike | _have_any(candidate, is_peak & (lesion > 0), n)
+    is_known = _have_any(candidate, is_peak & known, n) & ~common.any(1)
+    classes = np.where(is_known, NO_LESION, UNKNOWN)
+    classes[is_lesion] = _targets(candidate, reference, places, n)[is_lesion]
+    found = np.unique(iou.argmax(1)[alike]) if n_lesions else []
+    return CandidateClasses(classes, len(found))
 
 
-def _overlaps(
-    candidate: NDArray[np.int64], lesion: NDArray[np.int64], n: int, n_lesions: int
-) -> NDArray[np.int64]:
-    """Voxels that each candidate shares with each lesion (N, L), from the numbers at all candidates' voxels."""
-    pairs = np.bincount(candidate * (n_lesions + 1) + lesion, minlength=n * (n_lesions + 1))
-    return np.asarray(pairs.reshape(n, n_lesions + 1)[:, 1:])
-
-
-def _peaks_in(
-    candidate: NDArray[np.int64], inside: NDArray[np.bool_], values: NDArray[Any], n: int
-) -> NDArray[np.bool_]:
-    """Of which candidates a most probable voxel lies inside (N,)."""
+def _are_peaks(candidate: NDArray[np.int64], values: NDArray[Any], n: int) -> NDArray[np.bool_]:
+    """Which voxels (V,) are the most probable of their candidate."""
     peaks = np.zeros(n, values.dtype)
     np.maximum.at(peaks, candidate, values)
+    return np.asarray(values == peaks[candidate])
+
+
+def _have_any(candidate: NDArray[np.int64], which: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
+    """Which candidates (N,) have any of some voxels (V,)."""
     found = np.zeros(n, bool)
-    found[candidate[inside & (values == peaks[candidate])]] = True
+    found[candidate[which]] = True
     return found
 
 
 def _targets(
-    candidate: NDArray[np.int64], targets: NDArray[np.bool_], n: int, labels: Labels
+    candidate: NDArray[np.int64], reference: Reference, places: NDArray[np.int64], n: int
 ) -> NDArray[np.int64]:
-    """From 1, the target (N,) that most of each candidate's lesion voxels (V,) are of; 1 where regions overlap."""
-    if labels.are_regions:
+    """From 1, the target (N,) that most of each candidate's voxels are of; 1 where regions overlap."""
+    if reference.are_regions:
         return np.ones(n, np.int64)
-    counts = [np.bincount(candidate[target], minlength=n) for target in targets]
+    counts = [np.bincount(candidate, target.ravel()[places], minlength=n) for target in reference.targets]
     return np.asarray(1 + np.argmax(counts, axis=0))
 
 
 def tabulate_thresholds(
     cases: Iterable[tuple[NDArray[np.floating[Any]], NDArray[np.uint8]]], labels: Labels
 ) -> list[ThresholdRow]:
-    """What the candidates of some cases, each its probabilities and reference, would be at every threshold."""
+    """What the candidates of some cases, each its probabilities and mask, would be at every threshold."""
     sums = np.zeros((len(LOW_THRESHOLDS), 3), int)
     n_cases = 0
-    for probability, reference in cases:
+    for probability, mask in cases:
         n_cases += 1
-        probability, reference = _where_anything_is(probability, reference)
+        something = np.asarray((probability > LOW_THRESHOLDS[0]).any(0) | (mask > 0))
+        box = tuple(slice(*side) for side in box_of(something))  # most of a volume is empty
+        near, reference = probability[:, *box], Reference.of(mask[box], labels)
         for row, threshold in zip(sums, LOW_THRESHOLDS, strict=True):
-            components, n = find_candidates(probability, threshold)
-            found = classify_by_reference(components, n, probability, reference, labels)
-            row += (found.n_lesions, found.n_found, np.count_nonzero(found.classes == NO_LESION))
+            components, n = find_candidates(near, threshold)
+            found = classify_by_reference(components, n, near, reference)
+            row += (len(reference.n_voxels), found.n_found, np.count_nonzero(found.classes == NO_LESION))
     return [
         ThresholdRow(threshold, n_cases, *map(int, row))
         for threshold, row in zip(LOW_THRESHOLDS, sums, strict=True)
     ]
-
-
-def _where_anything_is(
-    probability: NDArray[np.floating[Any]], reference: NDArray[np.uint8]
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.uint8]]:
-    """Both within the box of what may be a candidate or is labelled: most of a volume is empty."""
-    something = np.asarray((probability > LOW_THRESHOLDS[0]).any(0) | (reference > 0))
-    box = tuple(slice(*side) for side in box_of(something))
-    return probability[:, *box], reference[box]
-
-
-def add_rows(parts: Iterable[Sequence[ThresholdRow]]) -> list[ThresholdRow]:
-    """The rows of several groups of cases together."""
-    counts = ("n_cases", "n_lesions", "n_found", "n_false")
-    return [ThresholdRow(rows[0].threshold, **_sums(rows, counts)) for rows in zip(*parts, strict=True)]
-
-
-def _sums(rows: Sequence[ThresholdRow], names: Sequence[str]) -> Mapping[str, int]:
-    return {name: sum(getattr(row, name) for row in rows) for name in names}
 
 
 def choose_threshold(rows: Sequence[ThresholdRow]) -> float:

@@ -38,6 +38,7 @@ def cut_regions(
     config: CorrectionConfig,
     *,
     reach: float = 1.0,
+    some: slice = slice(None),
 ) -> Tensor:
     """The regions (N, V, C', Q, Q) around candidates: image channels in [0, 1], then mask, then probability.
 
@@ -49,6 +50,7 @@ def cut_regions(
         n: How many candidates there are.
         config: What is cut.
         reach: The region's side, and its pixels, are so many times the network's; a pixel stays as large.
+        some: Which of them, counted from 0; by default all.
     """
     channels = list(range(len(image)) if config.channels is None else config.channels)
     scale = _Scale.of_head(image, channels)
@@ -56,10 +58,13 @@ def cut_regions(
     spacing = [way_back.geometry.spacing_zyx_mm[axis] for axis in way_back.orientation.order]
     n_pixels = round(config.region_pixels * reach)
     steps_mm = (np.arange(n_pixels) + 0.5 - n_pixels / 2) * config.region_mm / config.region_pixels
-    regions = np.empty((n, config.n_views, len(channels) + config.n_maps, n_pixels, n_pixels), np.float32)
-    for index, centre in enumerate(_centres(components, n, probability, way_back.orientation)):
-        views = _views(centre, steps_mm, spacing, config.views)
-        for region, places in zip(regions[index], views, strict=True):
+    centres = find_centres(components, n, probability.max(0))
+    centres = _to_grid(centres, components.shape, way_back.orientation)
+    chosen, n_maps = range(n)[some], len(channels) + config.n_maps
+    regions = np.empty((len(chosen), config.n_views, n_maps, n_pixels, n_pixels), np.float32)
+    for of_candidate, index in zip(regions, chosen, strict=True):
+        views = _views(centres[index], steps_mm, spacing, config.views)
+        for region, places in zip(of_candidate, views, strict=True):
             region[: len(channels)] = _cut_image(image, channels, scale, _on_grid(places, way_back))
             region[len(channels) :] = _cut_maps(numbers, index + 1, likely, places, config)
     return torch.from_numpy(regions)
@@ -89,17 +94,24 @@ class _Scale:
         return np.clip((values - low) * factor, 0, 1)
 
 
-def _centres(
-    components: NDArray[np.int32], n: int, probability: NDArray[np.floating[Any]], orientation: Orientation
+def find_centres(
+    components: NDArray[np.int32], n: int, weights: NDArray[np.floating[Any]] | None = None
 ) -> NDArray[np.float64]:
-    """The mean place (N, 3) of each candidate, weighted by probability: slices, rows and columns of the case's own grid."""
+    """The mean place (N, 3) of each candidate's voxels, all alike or by weights (Z, Y, X); in the order of (Z, Y, X)."""
     where = np.nonzero(components)
     numbers = components[where] - 1
-    weights = np.max([p[where] for p in probability], axis=0).astype(np.float64)
-    sums = np.stack([np.bincount(numbers, weights * steps, minlength=n) for steps in where], axis=-1)
-    places = (sums / np.bincount(numbers, weights, minlength=n)[:, None])[:, orientation.order]
-    last = np.array(components.shape)[list(orientation.order)] - 1
-    return np.where(orientation.flipped, last - places, places)
+    heavy = np.ones(len(numbers)) if weights is None else weights[where].astype(np.float64)
+    sums = np.stack([np.bincount(numbers, heavy * steps, minlength=n) for steps in where], axis=-1)
+    return np.asarray(sums / np.bincount(numbers, heavy, minlength=n)[:, None])
+
+
+def _to_grid(
+    places: NDArray[np.float64], shape_zyx: tuple[int, ...], orientation: Orientation
+) -> NDArray[np.float64]:
+    """Places (N, 3) in the file's order as slices, rows and columns."""
+    ordered = places[:, orientation.order]
+    last = np.array(shape_zyx)[list(orientation.order)] - 1
+    return np.where(orientation.flipped, last - ordered, ordered)
 
 
 def _views(

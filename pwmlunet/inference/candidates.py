@@ -121,6 +121,9 @@ def _logits(
     probability: NDArray[np.float32], reference: NDArray[np.bool_], valid: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     near = neighbourhood(reference, np.where(valid, probability, 0)) & valid
+    near &= (
+        probability > 0
+    )  # what was left out, by a crop or a correction, says nothing of how sure networks are
     bins = np.rint((logit_of(probability[near]) + MOST_LOGIT) * LOGIT_STEPS).astype(np.int64)
     sides = (bins[~reference[near]], bins[reference[near]])
     return np.stack([np.bincount(side, minlength=len(LOGITS)) for side in sides])

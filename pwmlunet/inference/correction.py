@@ -25,6 +25,8 @@ CORRECTION = "correction"
 DESCRIPTION = "correction.json"
 """What describes its networks, in that folder."""
 
+_TOGETHER = 512  # candidates: a case that is flooded with them does not flood the memory
+
 VERSION = 1
 """Of the description's layout."""
 
@@ -117,6 +119,11 @@ class Corrector:
     threshold: float
     """Where candidates are: the fold's own where only its network judges."""
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Numbers of the dataset's channels that the networks see."""
+        return self.correction.network.channels or tuple(range(self.correction.n_channels))
+
     @classmethod
     def open(
         cls, model: TrainedModel, folds: Sequence[str] | None = None, device: str = "cpu"
@@ -145,8 +152,12 @@ class Corrector:
         n: int,
     ) -> NDArray[np.float32]:
         """How probable it is that each candidate is no lesion, or of each kind (N, 1 + n); see `cut_regions`."""
-        regions = cut_regions(image, way_back, probability, components, n, self.correction.network)
-        return torch.stack([classify(network, regions) for network in self.networks]).mean(0).numpy()
+        config, parts = self.correction.network, [torch.empty(0, 1 + len(self.correction.classes))]
+        for start in range(0, n, _TOGETHER):
+            some = slice(start, start + _TOGETHER)
+            regions = cut_regions(image, way_back, probability, components, n, config, some=some)
+            parts.append(torch.stack([classify(network, regions) for network in self.networks]).mean(0))
+        return torch.cat(parts).numpy()
 
     def correct(
         self, probability: NDArray[np.floating[Any]], image: NDArray[np.floating[Any]], way_back: WayBack
@@ -172,8 +183,12 @@ def _read(path: Path, model: TrainedModel) -> Correction:
 
 def _load(path: Path, correction: Correction) -> CorrectionNetwork:
     network = correction.build()
+    if not path.is_file():
+        raise PwmlError(f"{path} is missing: run pwml_train_correction, or copy the model again")
     try:
         network.load_state_dict(load_tensors(path))
+    except PwmlError as error:
+        raise PwmlError(f"{path} is damaged or no checkpoint: run pwml_train_correction again") from error
     except (RuntimeError, TypeError) as error:
         raise PwmlError(f"{path} belongs to another network than {DESCRIPTION} describes: run pwml_train_correction again") from error  # fmt: skip
     return network.eval()

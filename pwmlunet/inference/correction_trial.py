@@ -40,13 +40,15 @@ class Trial:
 
     Both are chosen on the cases that they will be counted on. None where there are no such points.
     """
+    refused: str
+    """Why nothing can be chosen from so few lesions; empty where it can."""
     verdict: str
     """In words, whether the correction is taken, and why."""
 
     @property
     def helps(self) -> bool:
         """Whether the correction is better for certain."""
-        return self.interval is not None and self.interval.low > 0
+        return not self.refused and self.interval is not None and self.interval.low > 0
 
     @property
     def chosen(self) -> Postprocessing:
@@ -92,7 +94,8 @@ def try_correction(
         difference,
         interval,
         _at_equal_recall(plain, tables, without, smallest_lesion_mm3),
-        _verdict(name, difference, interval, refusal(without.nested)),
+        refused := refusal(without.nested),
+        _verdict(name, difference, interval, refused),
     )
 
 
@@ -105,12 +108,11 @@ def _tabulate_corrected(run: Run) -> list[CaseTable]:
 def _verdict(name: str, difference: float, interval: Interval | None, refused: str) -> str:
     spread = f" [{interval.low:+.2f}, {interval.high:+.2f}]" if interval else ""
     words = f"the correction changes {name} by {difference:+.2f}{spread}"
+    if refused:
+        return f"{words}: left out, {refused}"
     if interval is None:
         return f"{words}: left out, one subject does not tell"
-    if interval.low > 0:
-        return f"{words}: taken"
-    points = f" (at fixed points: {refused})" if refused else ""
-    return f"{words}: left out, it is not better for certain{points}"
+    return f"{words}: {'taken' if interval.low > 0 else 'left out, it is not better for certain'}"
 
 
 def _at_equal_recall(
@@ -142,8 +144,6 @@ def other_settings(model: TrainedModel, *, corrected: bool) -> Postprocessing:
         PwmlError: there is no correction, or its settings are missing.
     """
     path = model.folder / (WITH if corrected else WITHOUT)
-    if path.is_file():
-        return Postprocessing.read(path)
-    if corrected:
-        raise PwmlError(f"{model.folder} has no correction: run pwml_train_correction")
-    return model.postprocessing
+    if not path.is_file():
+        raise PwmlError(f"{path} is missing, which says how: run pwml_train_correction, or copy the model again")  # fmt: skip
+    return Postprocessing.read(path)

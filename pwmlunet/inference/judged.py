@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pwmlunet.config import Config
+from pwmlunet.config import Config, join
 from pwmlunet.errors import PwmlError
-from pwmlunet.inference.candidate_regions import find_candidates
+from pwmlunet.inference.candidate_regions import find_candidates, find_centres
 from pwmlunet.inference.candidates import OutOfFold
-from pwmlunet.inference.correction import CORRECTION, rewrite
+from pwmlunet.inference.correction import CORRECTION, DESCRIPTION, rewrite
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import sizes_and_peaks
 from pwmlunet.inference.runs import Run, out_of_fold
@@ -64,6 +64,9 @@ class Judged(Config):
         """What a hand or another version may have written."""
         if self.version != _VERSION:
             yield f"it is of version {self.version}, not {_VERSION}: run pwml_train_correction again"
+        lengths = {len(row.probabilities) for case in self.cases.values() for row in case.candidates}
+        if lengths - {1 + len(self.classes)}:
+            yield f"a candidate needs a probability for no lesion and each of {join(self.classes)}: run pwml_train_correction again"
 
     @classmethod
     def of_run(cls, model: TrainedModel) -> "Judged":
@@ -74,7 +77,7 @@ class Judged(Config):
         """
         path = model.folder / CORRECTION / _FILE
         if not path.is_file():
-            raise PwmlError(f"{model.folder} has no correction: run pwml_train_correction")
+            raise PwmlError(f"{path} is missing: run pwml_train_correction")
         return cls.read(path)
 
     def write_for(self, model: TrainedModel) -> None:
@@ -90,8 +93,8 @@ class Judged(Config):
 
 
 def is_corrected(model: TrainedModel) -> bool:
-    """Whether a run has a correction whose candidates were judged."""
-    return (model.folder / CORRECTION / _FILE).is_file()
+    """Whether a run has a correction."""
+    return (model.folder / CORRECTION / DESCRIPTION).is_file()
 
 
 def describe_candidates(
@@ -104,10 +107,8 @@ def describe_candidates(
     """The N candidates numbered in `components` (Z, Y, X), with their classes (N,) and the network's scores (N, 1 + n)."""
     if not n:
         return ()
-    from scipy import ndimage
-
     n_voxels, peaks = sizes_and_peaks(components, n, probability.max(0))
-    centres = ndimage.center_of_mass(components > 0, components, range(1, n + 1))
+    centres = find_centres(components, n).tolist()
     return tuple(
         JudgedCandidate(int(size), float(f"{peak:.6g}"), tuple(round(c, 2) for c in centre), int(kind), tuple(round(float(p), 6) for p in row))
         for size, peak, centre, kind, row in zip(n_voxels, peaks, centres, classes, scores, strict=True)

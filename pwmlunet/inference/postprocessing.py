@@ -159,6 +159,11 @@ class Postprocessing(Config):
         )
 
     @property
+    def least_score(self) -> float:
+        """What the highest probability of a lesion must be above to be kept, on those that are not calibrated yet."""
+        return _calibrated(max(self.threshold, self.least_peak_probability), 1 / self.temperature)
+
+    @property
     def threshold_before_temperature(self) -> float:
         """The threshold on the probabilities that are not calibrated yet."""
         return _calibrated(self.threshold, 1 / self.temperature)

@@ -177,6 +177,8 @@ class Predictor:
         for member in self.members:
             if lacking.issuperset(see(range(len(channels)), member.model.configuration)):
                 raise PwmlError(f"case {name} lacks channel {listed}, and the network of {member.model.folder} sees no other: add the file")  # fmt: skip
+        if self.corrector and lacking.issuperset(self.corrector.channels):
+            raise PwmlError(f"case {name} lacks channel {listed}, and the correction of {self.model.folder} sees no other: add the file, or leave the correction out (--no-correction)")  # fmt: skip
         logger.warning("case %s lacks channel %s: predicted from what is there", name, listed)
 
     def _find_head(self, channels: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:

@@ -213,7 +213,7 @@ def _with_correction(
     try:
         trial = try_correction(group[0], partial(sums_of, criterion=criterion), name=criterion, wish=wish, smallest_lesion_mm3=_smallest(group))  # fmt: skip
     except PwmlError as error:
-        return because(found, f"the correction was not tried: {error}")
+        return because(found, f"the correction is left out: {error}")
     trial.write(group[0].model)
     return trial.chosen
 

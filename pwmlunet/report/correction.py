@@ -31,7 +31,7 @@ _N_BINS = 10
 
 
 @dataclass(frozen=True)
-class ThresholdRow:
+class ThresholdPoint:
     """What the candidates at one threshold would be."""
 
     threshold: float
@@ -43,7 +43,7 @@ class ThresholdRow:
 
 
 @dataclass(frozen=True)
-class JudgedCandidate:
+class ShownCandidate:
     """A candidate of a held-out case and what the correction network says of it."""
 
     case: str
@@ -83,7 +83,7 @@ class JudgedCandidate:
 class CandidatePicture:
     """What the correction network sees of a candidate in the slice of its centroid."""
 
-    candidate: JudgedCandidate
+    candidate: ShownCandidate
     """Which one."""
     channels: NDArray[np.floating[Any]]
     """Intensities (C, Y, X) in [0, 1]."""
@@ -119,9 +119,9 @@ class CorrectionPage:
     """Why, in a sentence."""
     threshold: float
     """The chosen threshold of candidates."""
-    thresholds: tuple[ThresholdRow, ...]
+    thresholds: tuple[ThresholdPoint, ...]
     """What else could have been chosen, the lowest first."""
-    candidates: tuple[JudgedCandidate, ...]
+    candidates: tuple[ShownCandidate, ...]
     """Of all held-out cases, at the chosen threshold."""
     points: dict[str, str] = field(default_factory=dict)
     """What is compared and how it is to be read; the first is the baseline (stage one at its own point)."""
@@ -131,12 +131,10 @@ class CorrectionPage:
     """Candidates to look at (see `worth_showing`), in any order."""
     fold_thresholds: dict[str, float] = field(default_factory=dict)
     """By fold: the threshold that the other folds chose for its candidates, where it was chosen so."""
-    reasons: tuple[str, ...] = ()
-    """What led to the verdict, a sentence each."""
     remarks: tuple[str, ...] = ()
     """What else must be known to judge the numbers, a sentence each."""
 
-    def of_kind(self, *kinds: Kind) -> list[JudgedCandidate]:
+    def of_kind(self, *kinds: Kind) -> list[ShownCandidate]:
         """The candidates of which one of these became."""
         return [candidate for candidate in self.candidates if candidate.kind in kinds]
 
@@ -149,7 +147,7 @@ class CorrectionPage:
 
 
 def worth_showing(
-    candidates: Sequence[JudgedCandidate], *, n_mistakes: int = 24, n_right: int = 8
+    candidates: Sequence[ShownCandidate], *, n_mistakes: int = 24, n_right: int = 8
 ) -> list[int]:
     """Numbers of the candidates to look at: the worst mistakes of each kind, then the surest right ones of each class."""
     mistakes: defaultdict[Kind, list[int]] = defaultdict(list)

@@ -6,11 +6,12 @@ that were trained without both: "pair networks", one for every two folds.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
+from shutil import rmtree
 from statistics import median
 from typing import Any
 
@@ -27,9 +28,8 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.probabilities import read_probability
 from pwmlunet.inference.candidate_classes import (
     NO_LESION,
-    CandidateClasses,
+    Reference,
     ThresholdRow,
-    add_rows,
     choose_threshold,
     class_names,
     classify_by_reference,
@@ -70,20 +70,17 @@ class _Source:
         """Its probabilities."""
         return self.run.model.fold_folder(self.fold) / "validation" / f"{self.name}.npz"
 
-    @cached_property
-    def reference(self) -> NDArray[np.uint8]:
-        """The mask on the case's own grid."""
-        return self.run.store.reference(self.name)
-
-    def probability(self) -> NDArray[np.float32]:
-        """(K, Z, Y, X) on the case's own grid."""
-        return read_probability(self.path, self.reference.shape, len(self.run.model.labels.targets))
+    def read(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Probabilities (K, Z, Y, X) and mask (Z, Y, X) on the case's own grid."""
+        mask = self.run.store.reference(self.name)
+        return read_probability(self.path, mask.shape, len(self.run.model.labels.targets)), mask
 
     def candidates(self, threshold: float) -> "_Candidates":
         """The case's candidates at a threshold."""
-        probability = self.probability()
+        probability, mask = self.read()
         components, n = find_candidates(probability, threshold)
-        classes = classify_by_reference(components, n, probability, self.reference, self.run.model.labels)
+        reference = Reference.of(mask, self.run.model.labels)
+        classes = classify_by_reference(components, n, probability, reference).classes
         return _Candidates(self, probability, components, n, classes)
 
 
@@ -95,7 +92,8 @@ class _Candidates:
     probability: NDArray[np.float32]
     components: NDArray[np.int32]
     n: int
-    known: CandidateClasses
+    classes: NDArray[np.int64]
+    """By the reference (N,)."""
 
     def cut(self, config: CorrectionConfig, *, reach: float = 1.0) -> Tensor:
         """Their regions."""
@@ -105,19 +103,14 @@ class _Candidates:
 
     def to_learn_from(self) -> "_Candidates":
         """Those of known class; of very many false ones the most probable."""
-        classes = self.known.classes
+        classes = self.classes
         _, peaks = sizes_and_peaks(self.components, self.n, self.probability.max(0))
         false = np.flatnonzero(classes == NO_LESION)
         kept = np.zeros(self.n, bool)
         kept[false[np.argsort(-peaks[false], kind="stable")[:_MOST_FALSE]]] = True
         kept |= classes > NO_LESION
         numbers = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
-        return replace(
-            self,
-            components=numbers[self.components],
-            n=int(kept.sum()),
-            known=replace(self.known, classes=classes[kept]),
-        )
+        return replace(self, components=numbers[self.components], n=int(kept.sum()), classes=classes[kept])
 
 
 @dataclass(frozen=True)
@@ -215,24 +208,26 @@ def train_correction(
         TrainingStoppedError: a signal asked to stop; the same call goes on.
     """
     stage = _open(workspace, dataset, run_name, recipe, folds, device)
+    on, labels = choose_device(stage.recipe.device), stage.run.model.labels
     for first, second in combinations(stage.folds, 2):
         logger.info("stage one without folds %s and %s", first, second)
         FoldTrainer(stage.inner, stage.pair_fold(first, second)).train()
-    rows = {fold: _tabulate(stage, fold) for fold in stage.folds}
-    thresholds = {fold: choose_threshold(rows[fold]) for fold in stage.folds}
-    on = choose_device(stage.recipe.device)
+    rows = {fold: tabulate_thresholds((s.read() for s in stage.sources(fold)), labels) for fold in stage.folds}  # fmt: skip
+    thresholds = {
+        fold: choose_threshold(rows[fold]) for fold in stage.folds
+    }  # what is judged has no part in it
+    networks: dict[str, CorrectionNetwork] = {}
     cases: dict[str, JudgedCase] = {}
     remarks: list[str] = []
     for fold in tqdm(stage.folds, "correction", leave=False):
-        network, remark = _learn(stage, fold, thresholds[fold], on)
+        networks[fold], remark = _learn(stage, fold, thresholds[fold], on)
         remarks += remark
-        save_tensors(stage.folder / f"fold_{fold}" / "weights.pt", network.state_dict())
         for source in stage.held_out(fold):
-            cases[source.name] = _judge(network, source, thresholds[fold], fold)
+            cases[source.name] = _judge(networks[fold], source, thresholds[fold], fold)
     judged = Judged.of(stage.classes, thresholds, cases)
-    _write(stage, judged)
-    held_out = [source for fold in stage.folds for source in stage.held_out(fold)]
-    return Corrected(stage.run, stage.folds, judged, tuple(_rows_of(held_out)), tuple(remarks))
+    _write(stage, networks, judged)
+    held_out = (source.read() for fold in stage.folds for source in stage.held_out(fold))
+    return Corrected(stage.run, stage.folds, judged, tuple(tabulate_thresholds(held_out, labels)), tuple(remarks))  # fmt: skip
 
 
 def _open(
@@ -249,8 +244,8 @@ def _open(
     if device:
         recipe = replace(recipe, device=device)
         run = replace(run, config=replace(run.config, device=device))
-    dropout = run.config.augmentation.channel_dropout
-    recipe = replace(recipe, channel_dropout=recipe.channel_dropout or dropout)
+    if recipe.channel_dropout is None:
+        recipe = replace(recipe, channel_dropout=run.config.augmentation.channel_dropout)
     config = Plan.read(prepared / "plan.json").correction
     if config is None:
         raise PwmlError(f"{prepared / 'plan.json'} plans no correction: make a new plan with pwml_plan_and_preprocess -d {dataset} --replan")  # fmt: skip
@@ -269,20 +264,21 @@ def _finished(run: Run, wanted: Sequence[str]) -> tuple[str, ...]:
     folds = tuple(fold for fold in finished if not wanted or fold in wanted)
     if len(folds) < 2:
         raise PwmlError(f"{run.model.folder} has fold {join(folds) or 'none'} alone: a correction learns from the candidates of other folds; train two or more")  # fmt: skip
+    _check_folds(run, folds)
     return folds
 
 
-def _tabulate(stage: _Stage, fold: str) -> list[ThresholdRow]:
-    """Recall and false candidates of the cases to learn from for a fold: what is judged has no part in its threshold."""
-    return _rows_of(list(stage.sources(fold)))
-
-
-def _rows_of(sources: Sequence[_Source]) -> list[ThresholdRow]:
-    labels = sources[0].run.model.labels
-    parts = []
-    for source in sources:
-        parts.append(tabulate_thresholds([(source.probability(), source.reference)], labels))
-    return add_rows(parts)
+def _check_folds(run: Run, folds: Sequence[str]) -> None:
+    """Raises PwmlError where a subject is held out twice, or what networks said of held-out cases is missing."""
+    fold_of: dict[str, str] = {}
+    for fold in folds:
+        for name in run.split(fold).val:
+            if not (run.model.fold_folder(fold) / "validation" / f"{name}.npz").is_file():
+                raise PwmlError(f"fold {fold} of {run.model.folder} has no probabilities of case {name}: delete its folder validation and run pwml_train again")  # fmt: skip
+            facts = run.store.facts(name)
+            assert facts is not None  # the run was opened with it
+            if fold_of.setdefault(facts.subject, fold) != fold:
+                raise PwmlError(f"subject {facts.subject} is held out by folds {fold_of[facts.subject]} and {fold}: a correction needs each in one; change splits.json, or name other folds with -f")  # fmt: skip
 
 
 def _learn(
@@ -294,7 +290,7 @@ def _learn(
         candidates = source.candidates(threshold).to_learn_from()
         if candidates.n:
             regions.append(candidates.cut(stage.config, reach=REACH).half())
-            classes.append(candidates.known.classes)
+            classes.append(candidates.classes)
     names = ("no lesion", *stage.classes)
     counts = np.bincount(np.concatenate([np.empty(0, int), *classes]), minlength=len(names))
     shown = join(f"{n} {name}" for n, name in zip(counts, names, strict=True))
@@ -315,12 +311,16 @@ def _judge(network: CorrectionNetwork, source: _Source, threshold: float, fold: 
     scores: NDArray[Any] = (
         classify(network, found.cut(network.config)).numpy() if found.n else np.empty((0, 0))
     )
-    rows = describe_candidates(found.components, found.n, found.probability, found.known.classes, scores)
+    rows = describe_candidates(found.components, found.n, found.probability, found.classes, scores)
     return JudgedCase(fold, rows)
 
 
-def _write(stage: _Stage, judged: Judged) -> None:
-    """Everything that prediction needs beside the weights."""
+def _write(stage: _Stage, networks: Mapping[str, CorrectionNetwork], judged: Judged) -> None:
+    """All at the end: whoever stops before has the former correction whole."""
+    for folder in stage.folder.glob("fold_*"):
+        rmtree(folder)
+    for fold, network in networks.items():
+        save_tensors(stage.folder / f"fold_{fold}" / "weights.pt", network.state_dict())
     Correction(
         VERSION,
         stage.config,

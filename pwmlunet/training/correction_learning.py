@@ -61,8 +61,8 @@ class CorrectionRecipe(Config):
     """Smallest and largest exponent of the intensities."""
     noise: float = 0.03
     """Largest standard deviation of added Gaussian noise."""
-    channel_dropout: float = 0.0
-    """Share of the image channels that are left out, a constant 0; never all of a candidate's."""
+    channel_dropout: float | None = None
+    """Share of the image channels that are left out, a constant 0; never all of a candidate's. Null for the run's."""
     seed: int = 0
     """Of the weights, the order and the random changes; the same seed gives the same network on a CPU."""
     device: str = "auto"
@@ -86,7 +86,7 @@ class CorrectionRecipe(Config):
             if getattr(self, name) < 0:
                 yield f"{name} cannot be negative"
         for name in ("weight_average", "label_smoothing", "channel_dropout"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= (getattr(self, name) or 0) < 1:
                 yield f"{name} must be at least 0 and below 1, not {getattr(self, name)}"
         if not 0 <= self.class_balance <= 1:
             yield f"class_balance must be between 0 and 1, not {self.class_balance}"
@@ -203,7 +203,7 @@ def _recolour(image: Tensor, recipe: CorrectionRecipe, generator: torch.Generato
     def draw(low: float, high: float) -> Tensor:
         return (low + (high - low) * torch.rand(shape, generator=generator)).to(image)
 
-    kept = _kept(image, recipe.channel_dropout, generator)
+    kept = _kept(image, recipe.channel_dropout or 0.0, generator)
     image = image.clamp(0, 1) ** draw(*map(math.log, recipe.gamma)).exp()
     mean = image.mean((1, 3, 4), keepdim=True)
     image = (image - mean) * draw(*map(math.log, recipe.contrast)).exp() + mean
@@ -229,7 +229,8 @@ class _Learning:
         self.weights = weights
         self.recipe = recipe
         self.optimiser = _optimiser(network, recipe)
-        self.dtype = training_format(weights.device, "auto")
+        dtype = training_format(weights.device, "auto")
+        self.dtype = torch.float32 if dtype == torch.float16 else dtype  # which would need its losses scaled
         self.n_steps = 0
 
     def step(self, regions: Tensor, wanted: Tensor) -> None:

@@ -19,14 +19,15 @@ from pwmlunet.inference.candidate_regions import cut_regions, find_candidates
 from pwmlunet.inference.correction import CORRECTION, Correction
 from pwmlunet.inference.correction_trial import Trial, try_correction
 from pwmlunet.inference.judged import corrected_out_of_fold
+from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.runs import Run, facts_of, gather_runs, out_of_fold
-from pwmlunet.inference.selection import sums_of, write_settings
+from pwmlunet.inference.selection import read_best, sums_of, write_settings
 from pwmlunet.report.correction import (
     CandidatePicture,
     CorrectionPage,
-    JudgedCandidate,
-    ThresholdRow,
+    ShownCandidate,
+    ThresholdPoint,
     worth_showing,
     write_correction_page,
 )
@@ -62,11 +63,25 @@ def conclude(workspace: Workspace, dataset: str, corrected: Corrected) -> Outcom
     score = partial(sums_of, criterion=_CRITERION)
     trial = try_correction(run, score, name=_CRITERION, smallest_lesion_mm3=smallest)
     trial.write(model)
-    write_settings(model.folder / "postprocessing.json", trial.chosen, model.unchosen)
     page = model.folder / CORRECTION / PAGE
     write_correction_page(page, _page(run, corrected, trial))
-    closing = f"written to {model.folder / 'postprocessing.json'}; pictures in {page}"
-    return Outcome(trial, page, "\n".join([*_thresholds(corrected), text(trial.chosen), closing]))
+    lines = [*_thresholds(corrected), text(trial.chosen), *_settle(model, trial), f"pictures in {page}"]
+    return Outcome(trial, page, "\n".join(lines))
+
+
+def _settle(model: TrainedModel, trial: Trial) -> Iterator[str]:
+    """Writes the settings that follow, and says what predictions will be made with."""
+    path = model.folder / "postprocessing.json"
+    before = model.postprocessing
+    if not (trial.helps or before.correction or before == model.unchosen):
+        yield f"{path} stays as it is"
+        return
+    write_settings(path, trial.chosen, model.unchosen)
+    kept = " (the former settings: postprocessing.json.old)" if before not in (model.unchosen, trial.chosen) else ""  # fmt: skip
+    yield f"written to {path}{kept}"
+    best = read_best(model.folder.parent)
+    if best and best.runs != (model.folder.name,):
+        yield f"pwml_predict uses what pwml_find_best chose, which is not this run: name it with -c {model.folder.name}, or run pwml_find_best again"
 
 
 def _held_out(workspace: Workspace, dataset: str, corrected: Corrected) -> Run:
@@ -112,7 +127,7 @@ def _page(run: Run, corrected: Corrected, trial: Trial) -> CorrectionPage:
         is_used=trial.helps,
         verdict=trial.verdict,
         threshold=correction.threshold,
-        thresholds=tuple(ThresholdRow(r.threshold, r.n_found, r.n_false) for r in corrected.thresholds),
+        thresholds=tuple(ThresholdPoint(r.threshold, r.n_found, r.n_false) for r in corrected.thresholds),
         candidates=tuple(rows),
         points={name: words for name, (_, words) in points.items()},
         scores=_scores(run, corrected, {name: settings for name, (settings, _) in points.items()}),
@@ -127,16 +142,16 @@ def _remarks(trial: Trial) -> Iterator[str]:
         yield "with the correction no point finds as many lesions as stage one does at its own"
 
 
-def _candidates(corrected: Corrected, settings: Postprocessing) -> Iterator[tuple[str, int, JudgedCandidate]]:
+def _candidates(corrected: Corrected, settings: Postprocessing) -> Iterator[tuple[str, int, ShownCandidate]]:
     """Case, number and what became of each candidate that the reference tells about."""
-    cut = settings.threshold_before_temperature
+    cut = settings.least_score
     for case, judged in corrected.judged.cases.items():
         for number, candidate in enumerate(judged.candidates, start=1):
             if candidate.class_by_reference != UNKNOWN:
                 none, *kinds = candidate.probabilities
                 became = 1 + int(np.argmax(kinds)) if 1 - none > cut else 0
                 z = round(candidate.centre_zyx[0])
-                row = JudgedCandidate(case, candidate.class_by_reference, became, candidate.probabilities, candidate.peak, z)  # fmt: skip
+                row = ShownCandidate(case, candidate.class_by_reference, became, candidate.probabilities, candidate.peak, z)  # fmt: skip
                 yield case, number, row
 
 
@@ -183,7 +198,7 @@ def _scores(
 
 
 def _pictures(
-    run: Run, corrected: Corrected, correction: Correction, shown: Sequence[tuple[str, int, JudgedCandidate]]
+    run: Run, corrected: Corrected, correction: Correction, shown: Sequence[tuple[str, int, ShownCandidate]]
 ) -> Iterator[CandidatePicture]:
     """What the network of its fold sees of each candidate that is shown."""
     network = replace(correction.network, sees_mask=True, sees_probability=False, views="slice")

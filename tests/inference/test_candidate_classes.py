@@ -3,8 +3,8 @@ import pytest
 
 from pwmlunet.data.dataset import Labels, Target
 from pwmlunet.inference.candidate_classes import (
+    Reference,
     ThresholdRow,
-    add_rows,
     choose_threshold,
     class_names,
     classify_by_reference,
@@ -26,8 +26,9 @@ def classes_of(probability, reference, labels=TWO):
     probabilities = np.concatenate([p, np.zeros_like(p)])
     components, n = find_candidates(probabilities, 0.15)
     mask = drawn(reference, {"F": 1, "L": 2, "?": 3}).astype(np.uint8)
-    found = classify_by_reference(components, n, probabilities, mask, labels)
-    return found.classes.tolist(), found.n_found, found.n_lesions
+    known = Reference.of(mask, labels)
+    found = classify_by_reference(components, n, probabilities, known)
+    return found.classes.tolist(), found.n_found, len(known.n_voxels)
 
 
 def test_candidates_are_of_the_class_of_their_lesion_and_others_are_none():
@@ -44,6 +45,11 @@ def test_a_wide_candidate_is_a_lesion_where_its_peak_is_but_does_not_count_as_fi
 
 def test_a_candidate_where_labels_are_unknown_is_not_told():
     assert classes_of("55..55.", "??..FF.") == ([-1, 1], 1, 1)
+
+
+def test_a_candidate_whose_peak_is_unknown_is_not_told():
+    assert classes_of("99955..", "???....") == ([-1], 0, 0)
+    assert classes_of("55599..", "???....") == ([0], 0, 0)
 
 
 def test_unknown_voxels_of_a_candidate_do_not_count():
@@ -77,7 +83,6 @@ def test_thresholds_are_tabulated_over_cases():
     assert (rows[0.3].n_cases, rows[0.3].n_lesions, rows[0.3].n_found, rows[0.3].n_false) == (2, 2, 2, 2)
     assert (rows[0.5].n_found, rows[0.5].n_false) == (2, 0)
     assert rows[0.3].recall == 1 and rows[0.3].false_per_case == 1
-    assert add_rows([[rows[0.3]], [rows[0.3]]]) == [ThresholdRow(0.3, 4, 4, 4, 4)]
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_what_is_far_from_everything_does_not_matter():
     )  # fmt: skip
     here, there = tabulate_case(case, ONE), tabulate_case(padded, ONE)
     assert np.array_equal(here.candidates[4].iou, there.candidates[4].iou)
-    assert np.array_equal(here.logits[1], there.logits[1]) and here.logits.sum() < there.logits.sum()
+    assert np.array_equal(here.logits, there.logits)  # a probability of exactly 0 is none that a network gave
 
 
 def test_logits_near_lesions_are_counted_by_what_they_are(synthetic):

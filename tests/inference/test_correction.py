@@ -225,7 +225,7 @@ def test_missing_files_are_told(model):
     )
     weights(model.folder, "1").unlink()
     assert len(Corrector.open(model, ["0"]).networks) == 1
-    opening(model, r"correction/fold_1/weights\.pt does not exist: train")
+    opening(model, r"correction/fold_1/weights\.pt is missing: run pwml_train_correction")
     (model.folder / CORRECTION / "correction.json").unlink()
     opening(model, r"correction\.json is missing: run pwml_train_correction")
 

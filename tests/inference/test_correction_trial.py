@@ -48,7 +48,7 @@ def test_nor_where_stage_one_finds_nothing(synthetic):
 
 
 def trial(low, high):
-    return Trial(None, None, (low + high) / 2, Interval(low, high), None, "")
+    return Trial(None, None, (low + high) / 2, Interval(low, high), None, "", "")
 
 
 @pytest.mark.parametrize(("low", "helps"), [(0.01, True), (0.0, False), (-0.2, False)])
@@ -57,17 +57,22 @@ def test_a_correction_helps_where_it_is_better_for_certain(low, helps):
     assert ("taken" in _verdict("lesion_f1", 0.1, Interval(low, 0.3), "")) == helps
 
 
+def test_too_few_lesions_do_not_tell():
+    assert not Trial(None, None, 0.5, Interval(0.1, 0.9), None, "too few", "").helps
+    assert _verdict("lesion_f1", 0.5, Interval(0.1, 0.9), "too few").endswith("left out, too few")
+
+
 def test_one_subject_does_not_tell():
-    assert not Trial(None, None, 0.5, None, None, "").helps
+    assert not Trial(None, None, 0.5, None, None, "", "").helps
     assert "one subject does not tell" in _verdict("lesion_f1", 0.5, None, "")
 
 
 def test_settings_of_either_kind(copied, trained_home):
     folder = copied(trained_home) / "results" / "Dataset001_Tiny" / "trident"
     model = TrainedModel.open(folder)
-    with pytest.raises(PwmlError, match="has no correction: run pwml_train_correction"):
-        other_settings(model, corrected=True)
-    assert other_settings(model, corrected=False) == model.postprocessing
+    for corrected in (True, False):
+        with pytest.raises(PwmlError, match="is missing, which says how: run pwml_train_correction"):
+            other_settings(model, corrected=corrected)
     Postprocessing(threshold=0.3, correction=True).write(folder / WITH)
     Postprocessing(threshold=0.6).write(folder / WITHOUT)
     assert other_settings(model, corrected=True).threshold == 0.3

@@ -16,8 +16,8 @@ from pwmlunet.evaluation.comparison import Difference, RunValue, ScoreComparison
 from pwmlunet.report.correction import (
     CandidatePicture,
     CorrectionPage,
-    JudgedCandidate,
-    ThresholdRow,
+    ShownCandidate,
+    ThresholdPoint,
     draw_ranking,
     draw_scores,
     draw_thresholds,
@@ -27,14 +27,14 @@ from pwmlunet.report.correction import (
 )
 
 CLASSES = ("not a lesion", "FCI", "LACI")
-LOST = JudgedCandidate("sub-1", 1, 0, (0.875, 0.0625, 0.0625), 0.75, 3)
-FALSE = JudgedCandidate("sub-2", 0, 2, (0.25, 0.125, 0.625), 0.5, 4)
-WRONG = JudgedCandidate("sub-3", 2, 1, (0.125, 0.5, 0.375), 0.875, 5)
-RIGHT = JudgedCandidate("sub-4", 2, 2, (0.0625, 0.0625, 0.875), 1.0, 6)
-GONE = JudgedCandidate("sub-4", 0, 0, (0.75, 0.125, 0.125), 0.25)
+LOST = ShownCandidate("sub-1", 1, 0, (0.875, 0.0625, 0.0625), 0.75, 3)
+FALSE = ShownCandidate("sub-2", 0, 2, (0.25, 0.125, 0.625), 0.5, 4)
+WRONG = ShownCandidate("sub-3", 2, 1, (0.125, 0.5, 0.375), 0.875, 5)
+RIGHT = ShownCandidate("sub-4", 2, 2, (0.0625, 0.0625, 0.875), 1.0, 6)
+GONE = ShownCandidate("sub-4", 0, 0, (0.75, 0.125, 0.125), 0.25)
 
 
-def picture(candidate: JudgedCandidate, n_channels: int = 2) -> CandidatePicture:
+def picture(candidate: ShownCandidate, n_channels: int = 2) -> CandidatePicture:
     """Two bright rows in the second channel, and a candidate that is neither centred nor square."""
     channels = np.zeros((n_channels, 12, 16), np.float32)
     channels[-1, 2:4] = 1
@@ -68,13 +68,12 @@ def page(**options: Any) -> CorrectionPage:
         "is_used": True,
         "verdict": "it is better for certain",
         "threshold": 0.2,
-        "thresholds": (ThresholdRow(0.1, 7, 30), ThresholdRow(0.2, 6, 9), ThresholdRow(0.5, 2, 1)),
+        "thresholds": (ThresholdPoint(0.1, 7, 30), ThresholdPoint(0.2, 6, 9), ThresholdPoint(0.5, 2, 1)),
         "candidates": candidates,
         "points": {"stage one": "at threshold 0.5", "with the correction": ""},
         "scores": {"lesion": (F1,)},
         "pictures": tuple(map(picture, candidates)),
         "fold_thresholds": {"0": 0.1, "1": 0.3},
-        "reasons": ("F1 was compared",),
         "remarks": ("fold 1 has no LACI",),
     }
     return CorrectionPage(**given | options)
@@ -85,7 +84,7 @@ def plain(**options: Any) -> CorrectionPage:
     return page(thresholds=(), candidates=(), pictures=(), **options)
 
 
-def single(*candidates: JudgedCandidate, **options: Any) -> CorrectionPage:
+def single(*candidates: ShownCandidate, **options: Any) -> CorrectionPage:
     """A dataset of one kind of lesion and one channel, of which nothing was compared or tried."""
     given: dict[str, Any] = {
         "classes": ("not a lesion", "lesion"),
@@ -97,14 +96,13 @@ def single(*candidates: JudgedCandidate, **options: Any) -> CorrectionPage:
         "scores": {},
         "pictures": tuple(picture(candidate, 1) for candidate in candidates),
         "fold_thresholds": {},
-        "reasons": (),
         "remarks": (),
     }
     return page(**given | options)
 
 
-HIT = JudgedCandidate("a", 1, 1, (0.25, 0.75), 0.5)
-MIMIC = JudgedCandidate("b", 0, 0, (0.75, 0.25), 0.5)
+HIT = ShownCandidate("a", 1, 1, (0.25, 0.75), 0.5)
+MIMIC = ShownCandidate("b", 0, 0, (0.75, 0.25), 0.5)
 
 
 @pytest.fixture
@@ -161,7 +159,7 @@ def test_the_page_is_one_file_that_fetches_nothing(html: str) -> None:
 def test_it_says_of_what_it_is_and_what_was_decided(html: str, written: Any) -> None:
     shown = words(html)
     assert "8 reference lesions and 5 candidates in 4 cases of 3 subjects; held-out folds: 0, 1." in shown
-    assert "The correction is used. It is better for certain. F1 was compared." in shown
+    assert "The correction is used. It is better for certain." in shown
     assert shown.endswith("Fold 1 has no LACI.")
     assert "The correction is left off. It is better" in words(written(plain(is_used=False)))
 
@@ -333,7 +331,7 @@ def test_one_class_and_one_channel_without_mistakes(written: Any) -> None:
     ],
 )  # fmt: skip
 def test_candidates_of_one_sort_are_not_ranked(
-    candidate: JudgedCandidate, sentences: tuple[str, str], written: Any
+    candidate: ShownCandidate, sentences: tuple[str, str], written: Any
 ) -> None:
     html = written(single(candidate))
     for sentence in sentences:
@@ -353,7 +351,7 @@ def test_no_candidate_and_no_threshold(written: Any) -> None:
 
 
 def test_no_reference_lesion_has_no_recall(written: Any) -> None:
-    given = single(n_lesions=0, thresholds=(ThresholdRow(0.2, 0, 1),))
+    given = single(n_lesions=0, thresholds=(ThresholdPoint(0.2, 0, 1),))
     assert rows(written(given), "thresholds")[1] == ["chosen: 0.2", "– (0 of 0)", "0.25 (1 in 4)"]
     recall = draw_thresholds(given).axes[0]
     assert "no reference lesion" in [text.get_text() for text in recall.texts]

@@ -15,10 +15,12 @@ from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.runs import gather_runs
 from pwmlunet.inference.selection import find_best, find_models
+from pwmlunet.planning.pipeline import plan_and_preprocess
 from pwmlunet.training.correction import train_correction
 from pwmlunet.training.correction_learning import CorrectionRecipe
 from pwmlunet.training.correction_outcome import conclude
-from pwmlunet.training.run import open_inner_run
+from pwmlunet.training.run import open_inner_run, open_run
+from pwmlunet.training.trainer import FoldTrainer
 
 RECIPE = CorrectionRecipe(steps=25, batch_size=8, learning_rate=5e-3, device="cpu")
 FALSE = [(2, 24, 20), (1, 34, 16), (3, 30, 26)]
@@ -97,9 +99,26 @@ def same(first, second):
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.fixture(scope="module")
+def six_subjects(tiny, tmp_path_factory):
+    """A home with six subjects, enough for a choice, one of whom was scanned twice; one fold is trained."""
+    home = tmp_path_factory.mktemp("six") / "home"
+    names = ["sub-01_ses-1", "sub-01_ses-2", "sub-02", "sub-03", "sub-04", "sub-05", "sub-06"]
+    tiny.write_raw(
+        home / "raw" / "Dataset001_Tiny", {n: tiny.head_with_lesions(i) for i, n in enumerate(names)}
+    )
+    plan_and_preprocess(tiny.workspace_in(home), "1", memory_gb=2, workers=1)
+    tiny.shrink_plan(home / "preprocessed" / "Dataset001_Tiny")
+    edit(home / "preprocessed" / "Dataset001_Tiny" / "plan.json", lambda plan: plan.update(n_folds=4))
+    (home / "preprocessed" / "Dataset001_Tiny" / "splits.json").unlink()
+    plan_and_preprocess(tiny.workspace_in(home), "1", workers=1)
+    FoldTrainer(open_run(tiny.workspace_in(home), "1", tiny.recipe, None), "0").train()
+    return home
+
+
 @pytest.fixture
-def stage(copied, trained_home, tiny, monkeypatch):
-    home = copied(trained_home)
+def stage(copied, six_subjects, tiny, monkeypatch):
+    home = copied(six_subjects)
     made = Stage(home, tiny.workspace_in(home))
     made.begin_inner(monkeypatch)
     return made
@@ -215,6 +234,50 @@ def test_more_folds_than_stage_one_has(stage):
     assert Judged.of_run(TrainedModel.open(stage.folder)).thresholds.keys() == {"0", "1", "2"}
 
 
+def test_a_fold_whose_probabilities_are_gone(stage):
+    case = min(stage.held_out[1])
+    (stage.folder / "fold_1" / "validation" / f"{case}.npz").unlink()
+    with pytest.raises(PwmlError, match=rf"fold 1 .* has no probabilities of case {case}.*run pwml_train"):
+        stage.train()
+
+
+def test_a_subject_that_two_folds_hold_out(stage):
+    case = min(stage.held_out[1])
+    edit(stage.prepared / "splits.json", lambda splits: splits[2]["val"].append(case))
+    edit(stage.prepared / "splits.json", lambda splits: splits[2]["train"].remove(case))
+    stage.say(stage.folder / "fold_2", [case])
+    with pytest.raises(PwmlError, match=r"is held out by folds 1 and 2"):
+        stage.train()
+
+
+def test_a_fold_that_splits_no_longer_have(stage):
+    edit(stage.prepared / "splits.json", lambda splits: splits.pop())
+    with pytest.raises(PwmlError, match=r"unknown fold '3'"):
+        stage.train()
+
+
+def test_what_was_there_stays_where_training_ends_early(stage, monkeypatch):
+    stage.train()
+    before = {path: path.read_bytes() for path in (stage.folder / "correction").rglob("*") if path.is_file()}
+
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pwmlunet.training.correction._judge", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        stage.train(CorrectionRecipe(steps=2, device="cpu", seed=5))
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_settings_of_a_person_stay_where_the_correction_does_not_help(stage):
+    own = Postprocessing(threshold=0.33)
+    own.write(stage.folder / "postprocessing.json")
+    outcome = conclude(stage.workspace, "1", stage.train(CorrectionRecipe(steps=1, device="cpu")))
+    assert not outcome.trial.helps
+    assert Postprocessing.read(stage.folder / "postprocessing.json") == own
+    assert "stays as it is" in outcome.text
+
+
 def test_one_fold_alone(stage):
     for fold in (1, 2, 3):
         shutil.rmtree(stage.folder / f"fold_{fold}")
@@ -223,9 +286,13 @@ def test_one_fold_alone(stage):
 
 
 def test_two_folds_leave_nobody_to_learn_from(stage):
-    halves = [{"train": ["sub-02", "sub-03"], "val": ["sub-01_ses-1", "sub-01_ses-2", "sub-04"]}]
-    halves.append({"train": halves[0]["val"], "val": halves[0]["train"]})
-    (stage.prepared / "splits.json").write_text(json.dumps(halves))
+    first = sorted(stage.held_out[0] | stage.held_out[1])
+    halves = [(first, [case for case in stage.cases if case not in first])]
+    halves.append(halves[0][::-1])
+    splits = [{"train": train, "val": val} for train, val in halves]
+    (stage.prepared / "splits.json").write_text(json.dumps(splits))
+    for fold, split in enumerate(splits):
+        stage.say(stage.folder / f"fold_{fold}", split["val"])
     with pytest.raises(
         PwmlError, match=r"no case is left to learn from without folds 0, 1.*at least three folds"
     ):
@@ -248,7 +315,7 @@ def test_candidates_of_one_class_alone(stage):
         cases = set.union(*(stage.held_out[f] for f in pair))
         inner = stage.folder / "correction" / "inner" / f"fold_{number}"
         stage.say(inner, cases, lambda reference: np.where(reference > 0, 0.9, 1e-4).astype(np.float32)[None])
-    with pytest.raises(PwmlError, match=r"fold 0: of the candidates .* there are 0 no lesion, 7 lesion"):
+    with pytest.raises(PwmlError, match=r"fold 0: of the candidates .* there are 0 no lesion, \d+ lesion"):
         stage.train()
 
 

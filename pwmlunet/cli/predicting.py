@@ -40,7 +40,7 @@ class _Finder:
     name: str
     file_ending: str
     channel_names: Sequence[str]
-    may_lack: bool = False
+    may_lack: frozenset[int] = frozenset()
 
 
 def _run_predict(arguments: argparse.Namespace) -> None:
@@ -80,7 +80,7 @@ def _networks(arguments: argparse.Namespace) -> _Finder:
     networks = f"{predictor.n_networks} network{'s'[: predictor.n_networks != 1]}"
     ending = read_dataset_json(models[0].folder / "dataset.json")["file_ending"]
     name = f"{networks} of {join(model.folder for model in models)}"
-    return _Finder(predictor, name, ending, models[0].plan.channel_names, predictor.may_lack_channels)
+    return _Finder(predictor, name, ending, models[0].plan.channel_names, predictor.may_lack)
 
 
 def _classical(arguments: argparse.Namespace) -> _Finder:

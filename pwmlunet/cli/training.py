@@ -1,12 +1,21 @@
 """pwml_train."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from pwmlunet.cli.command import Parser, add_device, add_pretrained, command, new_parser, say
+from pwmlunet.cli.command import (
+    Parser,
+    add_device,
+    add_pretrained,
+    add_settings,
+    command,
+    lay,
+    new_parser,
+    overlay,
+    say,
+)
 from pwmlunet.errors import PwmlError
 
 _TRAINING_OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
@@ -70,35 +79,10 @@ def _recipe(arguments: argparse.Namespace) -> Any:
     keys = [key for key, _, _ in _TRAINING_OPTIONS.values()] + [key for key, _ in _SWITCHES.values()]
     for key in [*keys, "pretrained", "device"]:
         if getattr(arguments, key) is not None:
-            _lay(values, key, getattr(arguments, key))
+            lay(values, key, getattr(arguments, key))
     for setting in arguments.set:
-        _set(values, setting)
+        overlay(values, setting)
     return TrainingConfig.from_dict(values, "the recipe")
-
-
-def _set(values: dict[str, Any], setting: str) -> None:
-    """Lays KEY=VALUE over nested values, the value being JSON or text."""
-    key, separator, text = setting.partition("=")
-    if not separator:
-        raise PwmlError(f"--set {setting}: write KEY=VALUE, such as augmentation.noise=0.1")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    try:
-        _lay(values, key, value)
-    except PwmlError as error:
-        raise PwmlError(f"--set {setting}: {error}") from None
-
-
-def _lay(values: dict[str, Any], key: str, value: Any) -> None:
-    """Lays one value over nested ones; a key may be augmentation.noise."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise PwmlError(f"{parent!r} holds no further settings")
-    values[last] = value
 
 
 @command(_run_train)
@@ -121,5 +105,5 @@ def train() -> Parser:
         parser.add_argument(option, dest=key, action="store_const", const=True, help=text)
     add_pretrained(parser)
     add_device(parser)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of training.json, such as augmentation.noise=0.1")  # fmt: skip
+    add_settings(parser, "training.json, such as augmentation.noise=0.1")
     return parser

@@ -1,7 +1,7 @@
 """A raw dataset: nnU-Net's folder with images, masks and dataset.json."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,14 @@ class Labels:
         for index, target in enumerate(self.targets):
             mask[above[index] if best is None else above[index] & (best == index)] = target.written_as
         return mask
+
+    def as_one(self) -> "Labels":
+        """These labels with all targets as one, written as the first."""
+        if len(self.targets) == 1:
+            return self
+        name = " + ".join(target.name for target in self.targets)
+        values = tuple(dict.fromkeys(value for target in self.targets for value in target.values))
+        return Labels((Target(name, values, self.targets[0].written_as),), self.ignore)
 
     @classmethod
     def from_json(
@@ -241,12 +249,12 @@ def _listed_cases(folder: Path, n_channels: int, ending: str, problems: list[str
 
 
 def find_cases(
-    folder: Path, channel_names: Sequence[str], ending: str, *, may_lack: bool = False
+    folder: Path, channel_names: Sequence[str], ending: str, *, may_lack: Container[int] = ()
 ) -> tuple[CaseFiles, ...]:
     """The cases in a folder of images to predict, named CASE_0000, CASE_0001, … as in imagesTs.
 
     Raises:
-        PwmlError: there is none; or cases lack channels, all of them where they `may_lack` some.
+        PwmlError: there is none; or cases lack channels that they may not lack, or all of them.
     """
     if not folder.is_dir():
         raise PwmlError(f"{folder} is not a folder: check the path")
@@ -258,21 +266,18 @@ def find_cases(
         CaseFiles(name, subject_of(name), tuple(folder / f"{name}_{i:04d}{ending}" for i in channels))
         for name in found
     )
-    lacking = _lacks_all if may_lack else _missing_to_predict
-    if problems := [problem for case in cases for problem in lacking(case, channel_names)]:
+    if problems := [problem for case in cases for problem in _lacks(case, channel_names, may_lack)]:
         raise PwmlError.listing(f"{folder} has problems", problems)
     return cases
 
 
-def _missing_to_predict(case: CaseFiles, channel_names: Sequence[str]) -> Iterator[str]:
+def _lacks(case: CaseFiles, channel_names: Sequence[str], may_lack: Container[int]) -> Iterator[str]:
+    """What a case to predict lacks; one channel must be there in any case."""
     otherwise = ", or ask a model trained with --channel-dropout" if len(channel_names) > 1 else ""
-    return (f"{problem}{otherwise}" for problem in _missing_files(case, channel_names))
-
-
-def _lacks_all(case: CaseFiles, channel_names: Sequence[str]) -> Iterator[str]:
-    if not any(path.is_file() for path in case.images):
-        channels = join(f"{channel} ({name})" for channel, name in enumerate(channel_names))
-        yield f"case {case.name} has none of the channels {channels}: add one at least"
+    none = not any(path.is_file() for path in case.images)
+    for channel, problem in _missing_channels(case, channel_names):
+        if none or channel not in may_lack:
+            yield f"{problem}{otherwise}"
 
 
 def _channel_files(folder: Path, ending: str) -> dict[str, list[Path]]:
@@ -299,11 +304,18 @@ def _stem(path: Path, ending: str) -> str:
 def _missing_files(case: CaseFiles, channel_names: Sequence[str]) -> Iterator[str]:
     if len(case.images) != len(channel_names):
         yield f"case {case.name} lists {len(case.images)} images, but there are {len(channel_names)} channels"
-    for channel, (path, name) in enumerate(zip(case.images, channel_names, strict=False)):
-        if not path.is_file():
-            yield f"case {case.name}: channel {channel} ({name}) is missing ({path.name}): add the file"
+    yield from (problem for _, problem in _missing_channels(case, channel_names))
     if case.label is not None and not case.label.is_file():
         yield f"case {case.name}: its mask {case.label.name} is missing from {case.label.parent.name}: add it or remove the case"
+
+
+def _missing_channels(case: CaseFiles, channel_names: Sequence[str]) -> Iterator[tuple[int, str]]:
+    for channel, (path, name) in enumerate(zip(case.images, channel_names, strict=False)):
+        if not path.is_file():
+            yield (
+                channel,
+                f"case {case.name}: channel {channel} ({name}) is missing ({path.name}): add the file",
+            )
 
 
 def subject_of(case: str) -> str:

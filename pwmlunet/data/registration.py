@@ -67,10 +67,12 @@ def register(fixed: Image, moving: Image) -> Registered:
     levels = [(_coarse(fixed, mm), _coarse(moving, mm), mm) for mm in _LEVELS_MM]
     stay = _still(fixed.geometry)
     starts = [stay, *(_shifted(stay, a, b) for a, b in zip(_middles(fixed), _middles(moving), strict=True))]
-    found = max((_refine(start, *levels[0]) for start in starts), key=lambda t: _information(t, *levels[0]))
+    found = max(
+        (_refine(start, *levels[0]) for start in starts), key=lambda t: _information(t, *levels[0][:2])
+    )
     for level in levels[1:]:
         found = _refine(found, *level)
-    before, after = (_information(transform, *levels[2]) for transform in (stay, found))
+    before, after = (_information(transform, *levels[2][:2]) for transform in (stay, found))
     if after <= before:
         found, after = stay, before
     unmoved = _resample(moving, fixed.geometry, stay)
@@ -88,8 +90,9 @@ def find_obstacle(image: Image) -> str:
     """In words, why an image cannot be registered; empty where it can."""
     if (n := min(image.array.shape)) < _FEWEST_SLICES:
         return f"it is a volume of {n} slice{'s'[: n != 1]}, and fewer than {_FEWEST_SLICES} do not say how a head is tilted"
-    if image.array.min() == image.array.max():
-        return f"it holds nothing but the value {image.array.min():g}"
+    clipped = _clipped(image.array)
+    if clipped.min() == clipped.max():
+        return f"it holds hardly anything but the value {clipped.min():g}"
     return ""
 
 
@@ -186,7 +189,7 @@ def _refine(
 
 
 def _information(
-    transform: "SimpleITK.Transform", fixed: "SimpleITK.Image", moving: "SimpleITK.Image", _: float = 0
+    transform: "SimpleITK.Transform", fixed: "SimpleITK.Image", moving: "SimpleITK.Image"
 ) -> float:
     """Mutual information in bits over the whole of the fixed image, so that nothing is won by leaving it."""
     import SimpleITK as sitk

@@ -195,7 +195,7 @@ def _is_marked(spot: Spot, around: Floats, pixel_mm: float, height_mm: float) ->
     cover = spot.cover(around, pixel_mm).mean(0)
     is_own = abs(spot.centre_zyx_mm[0] - height_mm) < SLICE_MM / 2
     least = np.sort(cover)[-_FEWEST_PIXELS] if is_own else 1.0
-    return np.asarray(cover >= min(0.5, least))
+    return np.asarray((cover > 0) & (cover >= min(0.5, least)))
 
 
 def _through(places_yx: Floats, height_mm: float) -> Floats:

@@ -91,6 +91,8 @@ class Correction(Config):
     """Kinds of lesions, in the order of the network's outputs; before them stands what is no lesion."""
     n_channels: int
     """Channels of the dataset."""
+    may_lack_channels: bool = False
+    """Whether they learned from candidates with channels left out."""
 
     def problems(self) -> Iterator[str]:
         """What another version may have written, and values outside their range."""

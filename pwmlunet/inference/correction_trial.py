@@ -1,22 +1,25 @@
 """Whether a run's correction helps: held-out cases with it beside the same without, and left out in doubt."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
 
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.bootstrap import Interval
 from pwmlunet.inference.calibration import Calibration, because, calibrate, difference_of
 from pwmlunet.inference.candidates import CaseTable, tabulate_case
 from pwmlunet.inference.choosing import Wish, refusal
-from pwmlunet.inference.correction import CORRECTION
+from pwmlunet.inference.correction import CORRECTION, DESCRIPTION, Correction
 from pwmlunet.inference.counting import Counts, count, make_grid
 from pwmlunet.inference.judged import Judged, corrected_out_of_fold
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
-from pwmlunet.inference.runs import Run, tabulate_cases, tabulate_groups
+from pwmlunet.inference.runs import Run, facts_of, tabulate_cases, tabulate_groups
 
 WITH, WITHOUT = f"{CORRECTION}/with.json", f"{CORRECTION}/without.json"
 """In a run's folder, how masks are made with its correction and without: pwml_predict takes either."""
@@ -58,8 +61,8 @@ class Trial:
 
     def write(self, model: TrainedModel) -> None:
         """Writes the settings with the correction and without into the run's folder."""
-        self.corrected.postprocessing.write(model.folder / WITH)
-        self.without.postprocessing.write(model.folder / WITHOUT)
+        for found in (self.corrected, self.without):
+            write_either(model, found.postprocessing)
 
 
 def try_correction(
@@ -83,7 +86,7 @@ def try_correction(
         PwmlError: the wish cannot be kept, stage one was trained again since, or files are damaged.
     """
     (plain,) = tabulate_groups([run], [(run,)])
-    tables = _tabulate_corrected(run)
+    tables = tabulate_corrected(run)
     without = calibrate(plain, wish, smallest_lesion_mm3=smallest_lesion_mm3)
     found = calibrate(tables, wish, smallest_lesion_mm3=smallest_lesion_mm3)
     corrected = replace(found, postprocessing=replace(found.postprocessing, correction=True))
@@ -99,7 +102,12 @@ def try_correction(
     )
 
 
-def _tabulate_corrected(run: Run) -> list[CaseTable]:
+def tabulate_corrected(run: Run) -> list[CaseTable]:
+    """The tables of a run's held-out cases after its correction.
+
+    Raises:
+        PwmlError: a case was not judged, stage one was trained again since, or a file is damaged.
+    """
     judged, labels = Judged.of_run(run.model), run.model.labels
     (tables,) = tabulate_cases(run, lambda name: [tabulate_case(corrected_out_of_fold(run, name, judged), labels)])  # fmt: skip
     return tables
@@ -135,6 +143,24 @@ def _fewest_false(
         return None
     order = np.lexsort((grid.distances[able], -n_found[able], (n_predicted - n_found)[able]))
     return grid.points[int(able[order[0]])]
+
+
+def multiply_adds_of_correction(run: Run) -> float:
+    """What judging the candidates of a case costs, for each voxel of the image, on average over the held-out cases."""
+    correction = Correction.read(run.model.folder / CORRECTION / DESCRIPTION)
+    side, n_seen = correction.network.region_pixels, len(correction.network.channels or range(correction.n_channels))  # fmt: skip
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shape = (1, correction.network.n_views, n_seen + correction.network.n_maps, side, side)
+        correction.build().eval()(torch.empty(shape))
+    cases = Judged.of_run(run.model).cases
+    n_candidates = sum(len(case.candidates) for case in cases.values())
+    n_voxels = sum(math.prod(facts_of(run, name).way_back.geometry.shape_zyx) for name in cases)
+    return float(counter.get_total_flops()) / 2 * n_candidates / max(n_voxels, 1)
+
+
+def write_either(model: TrainedModel, settings: Postprocessing) -> None:
+    """Writes settings with the correction, or without, into the run's folder."""
+    settings.write(model.folder / (WITH if settings.correction else WITHOUT))
 
 
 def other_settings(model: TrainedModel, *, corrected: bool) -> Postprocessing:

@@ -90,6 +90,11 @@ class TrainedModel:
         return len(self.labels.targets) if self.configuration.finds == "each" else 1
 
     @property
+    def names_kinds(self) -> bool:
+        """Whether the networks tell the targets apart."""
+        return self.n_outputs == len(self.labels.targets)
+
+    @property
     def unchosen(self) -> Postprocessing:
         """What makes masks until pwml_find_best has chosen."""
         return Postprocessing(smallest_lesion_mm3=self.plan.smallest_lesion_mm3)
@@ -153,7 +158,8 @@ class TrainedModel:
 
 def _drops_channels(recipe: dict[str, Any]) -> bool:
     augmentation = recipe.get("augmentation")
-    return isinstance(augmentation, dict) and augmentation.get("channel_dropout", 0) > 0
+    share = augmentation.get("channel_dropout", 0) if isinstance(augmentation, dict) else 0
+    return isinstance(share, int | float) and share > 0
 
 
 def load_tensors(path: Path) -> Any:

@@ -104,9 +104,21 @@ class Predictor:
         return self.members[0].model
 
     @property
-    def may_lack_channels(self) -> bool:
-        """Whether a case may lack channels: every model was trained for it."""
-        return all(member.model.may_lack_channels for member in self.members)
+    def may_lack(self) -> frozenset[int]:
+        """Numbers of the channels that a case may lack: nothing sees them, or all that do have learned to do without."""
+        every = range(len(self.model.plan.channel_names))
+        needed = {
+            channel for sees, can_do_without in self._viewers() for channel in sees if not can_do_without
+        }
+        return frozenset(every) - needed
+
+    def _viewers(self) -> Iterator[tuple[Sequence[int], bool]]:
+        """Of the networks of each model, and of the correction: the channels they see, and whether they can do without some."""
+        every = range(len(self.model.plan.channel_names))
+        for member in self.members:
+            yield member.model.configuration.channels or every, member.model.may_lack_channels
+        if self.corrector:
+            yield self.corrector.channels, self.corrector.correction.may_lack_channels
 
     @property
     def n_networks(self) -> int:
@@ -154,7 +166,7 @@ class Predictor:
 
     def predict_files(self, files: CaseFiles) -> Prediction:
         """The prediction for a case's files; what does not look like the training cases is logged."""
-        images, _ = read_case(files, None, may_lack=self.may_lack_channels)
+        images, _ = read_case(files, None, may_lack=bool(self.may_lack))
         channels, geometry = [image.array for image in images], images[0].geometry
         head, plan = self._find_head(channels), self.model.plan
         for oddity in oddities(channels, geometry, plan.expected_input, head, plan.channel_names):
@@ -165,20 +177,17 @@ class Predictor:
         """Says which channels a case lacks, which are constant.
 
         Raises:
-            PwmlError: a model was not trained for that, or sees none of those that are there.
+            PwmlError: it may not lack one of them, or a network sees none of those that are there.
         """
         names = self.model.plan.channel_names
         lacking = {i for i, channel in enumerate(channels) if channel.min() == channel.max()}
-        if not 0 < len(lacking) < len(channels) == len(names):
+        if not lacking or not 1 < len(channels) == len(names):
             return
         listed = join(f"{i} ({names[i]})" for i in sorted(lacking))
-        if not self.may_lack_channels:
+        if any(lacking.issuperset(sees) for sees, _ in self._viewers()):
+            raise PwmlError(f"case {name} lacks channel {listed}, and a network sees no other: add the file")
+        if not lacking <= self.may_lack:
             raise PwmlError(f"case {name}: channel {listed} is constant: give it, or ask a model trained with --channel-dropout")  # fmt: skip
-        for member in self.members:
-            if lacking.issuperset(see(range(len(channels)), member.model.configuration)):
-                raise PwmlError(f"case {name} lacks channel {listed}, and the network of {member.model.folder} sees no other: add the file")  # fmt: skip
-        if self.corrector and lacking.issuperset(self.corrector.channels):
-            raise PwmlError(f"case {name} lacks channel {listed}, and the correction of {self.model.folder} sees no other: add the file, or leave the correction out (--no-correction)")  # fmt: skip
         logger.warning("case %s lacks channel %s: predicted from what is there", name, listed)
 
     def _find_head(self, channels: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:

@@ -84,9 +84,10 @@ def comparable_runs(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 
 def groups_of(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
-    """Each run, all pairs, and all together."""
-    groups: list[tuple[Run, ...]] = [*((run,) for run in runs), *combinations(runs, 2)]
-    return [*groups, tuple(runs)] if len(runs) > 2 else groups
+    """Each run, all pairs, and all together; what names no kind of lesion is in no mean with what does."""
+    able = [run for run in runs if run.model.names_kinds]
+    groups: list[tuple[Run, ...]] = [*((run,) for run in runs), *combinations(able, 2)]
+    return [*groups, tuple(able)] if len(able) > 2 else groups
 
 
 def out_of_fold(name: str, runs: Sequence[Run], groups: Sequence[tuple[Run, ...]]) -> Iterator[OutOfFold]:

@@ -1,8 +1,8 @@
 """Selection: which of a dataset's trained runs, or which of them together, predicts best, and at what point."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,11 @@ from pwmlunet.evaluation.bootstrap import Interval, difference_interval, ratio_i
 from pwmlunet.inference.calibration import Calibration, because, calibrate, text
 from pwmlunet.inference.candidates import CaseTable
 from pwmlunet.inference.choosing import Wish
-from pwmlunet.inference.correction_trial import try_correction
+from pwmlunet.inference.correction_trial import (
+    multiply_adds_of_correction,
+    tabulate_corrected,
+    write_either,
+)
 from pwmlunet.inference.counting import Counts
 from pwmlunet.inference.crf_trial import try_crf
 from pwmlunet.inference.judged import is_corrected
@@ -48,6 +52,8 @@ class Candidate(Config):
 
     runs: tuple[str, ...]
     """Their probabilities are averaged."""
+    correction: bool
+    """Whether the run's correction judges what it finds."""
     multiply_adds_per_voxel: float
     """Of the image's own grid, for one fold and without mirrored versions; the sum over the runs."""
     value: float | None
@@ -62,6 +68,11 @@ class Candidate(Config):
     """How much the highest value is above this one."""
     difference_interval: Interval | None
     """Of the difference, paired by subject."""
+
+    @property
+    def name(self) -> str:
+        """The runs' names."""
+        return _named(self.runs, self.correction)
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,8 @@ class Best(Config):
     """Why these runs, and which could not be compared."""
     candidates: tuple[Candidate, ...]
     """All that was compared, the highest value first."""
+    correction: bool = False
+    """Whether the correction of the only run judges what it finds."""
 
     def problems(self) -> Iterator[str]:
         """What a hand or another version may have written."""
@@ -125,24 +138,29 @@ def find_best(
     folder = workspace.results / prepared.name
     comparable, left_out = comparable_runs(gather_runs(folder, prepared, runs))
     groups = groups_of(comparable)
-    calibrations, kept, unable = _calibrate_all(tabulate_groups(comparable, groups), groups, wish)
+    plain = [_Contender(g, t) for g, t in zip(groups, tabulate_groups(comparable, groups), strict=True)]
+    corrected, remarks = _corrected(comparable)
+    calibrations, kept, unable = _calibrate_all([*plain, *corrected], wish)
+    _write_either(kept, calibrations)
     candidates = _judge(kept, calibrations, criterion)
     chosen, reason = _pick(candidates)
     names = candidates[chosen].runs
     postprocessing = calibrations[chosen].postprocessing
-    if crf:
+    if crf and not postprocessing.correction:
         postprocessing = try_crf(
-            kept[chosen],
+            kept[chosen].group,
             calibrations[chosen],
             partial(sums_of, criterion=criterion),
             name=criterion,
             wish=wish,
-            smallest_lesion_mm3=_smallest(kept[chosen]),
+            smallest_lesion_mm3=kept[chosen].smallest_lesion_mm3,
         )
-    postprocessing = _with_correction(kept[chosen], postprocessing, criterion, wish)
+    elif crf:
+        postprocessing = because(postprocessing, "no CRF was tried: a correction judges what networks say, not what a CRF makes of it")  # fmt: skip
     file = _POSTPROCESSING if len(names) > 1 else f"{names[0]}/{_POSTPROCESSING}"
     ranked = tuple(sorted(candidates, key=_rank))
-    best = Best(_VERSION, names, file, criterion, (reason, *unable, *left_out), ranked)
+    reasons = (reason, *unable, *remarks, *left_out)
+    best = Best(_VERSION, names, file, criterion, reasons, ranked, postprocessing.correction)
     write_settings(folder / file, postprocessing, TrainedModel.open(folder / names[0]).unchosen)
     best.write(folder / _FILE)
     closing = f"written to {folder / _FILE} and {folder / file}: pwml_predict uses it from now on"
@@ -183,59 +201,80 @@ def find_models(
     return [TrainedModel.open(folders[0] / name) for name in best.runs], Postprocessing.read(path)
 
 
+@dataclass(frozen=True, eq=False)
+class _Contender:
+    """Runs that predict together, or one with its correction, and what is in their held-out cases."""
+
+    group: tuple[Run, ...]
+    tables: list[CaseTable]
+    correction: bool = False
+
+    @property
+    def name(self) -> str:
+        """The runs' names."""
+        return _named([run.name for run in self.group], self.correction)
+
+    @property
+    def smallest_lesion_mm3(self) -> float:
+        """The smallest lesion of the runs' plans, the largest where they differ."""
+        return max(run.model.plan.smallest_lesion_mm3 for run in self.group)
+
+
+def _corrected(runs: Sequence[Run]) -> tuple[list[_Contender], list[str]]:
+    """The runs with their corrections, and what is to be said of the others."""
+    contenders, remarks = [], []
+    for run in runs:
+        if is_corrected(run.model):
+            try:
+                contenders.append(_Contender((run,), tabulate_corrected(run), correction=True))
+            except PwmlError as error:
+                remarks.append(f"{run.name} is not corrected: {error}")
+        if not run.model.names_kinds:
+            remarks.append(f"{run.name} names no kind of lesion: all count as the first, unless a correction names them, and it is in no ensemble")  # fmt: skip
+    return contenders, remarks
+
+
 def _calibrate_all(
-    tables: Sequence[Sequence[CaseTable]], groups: Sequence[tuple[Run, ...]], wish: Wish | None
-) -> tuple[list[Calibration], list[tuple[Run, ...]], list[str]]:
-    """The calibrations of the groups that can keep the wish, these groups, and why the others cannot."""
+    contenders: Sequence[_Contender], wish: Wish | None
+) -> tuple[list[Calibration], list[_Contender], list[str]]:
+    """The calibrations of those that can keep the wish, these, and why the others cannot."""
     calibrations, kept, problems = [], [], []
-    for rows, group in zip(tables, groups, strict=True):
+    for contender in contenders:
         try:
-            calibrations.append(calibrate(rows, wish, smallest_lesion_mm3=_smallest(group)))
-            kept.append(group)
+            found = calibrate(contender.tables, wish, smallest_lesion_mm3=contender.smallest_lesion_mm3)
         except PwmlError as error:
-            problems.append(f"{_together(r.name for r in group)}: {error}")
+            problems.append(f"{contender.name}: {error}")
+            continue
+        settings = replace(found.postprocessing, correction=contender.correction)
+        calibrations.append(replace(found, postprocessing=settings))
+        kept.append(contender)
     if not kept:
         raise PwmlError.listing("nothing keeps the wish", problems)
     return calibrations, kept, problems
 
 
-def _with_correction(
-    group: tuple[Run, ...], found: Postprocessing, criterion: Criterion, wish: Wish | None
-) -> Postprocessing:
-    """The settings with the correction of a run that predicts alone, where it has one that helps; else why not."""
-    corrected = [run.name for run in group if is_corrected(run.model)]
-    if not corrected:
-        return found
-    if len(group) > 1:
-        return because(found, f"the correction of {_together(corrected)} is for that run alone (pwml_predict -c): left out")  # fmt: skip
-    if found.crf:
-        return because(found, "the correction was not tried: it judges what networks say, not what a CRF makes of it")  # fmt: skip
-    try:
-        trial = try_correction(group[0], partial(sums_of, criterion=criterion), name=criterion, wish=wish, smallest_lesion_mm3=_smallest(group))  # fmt: skip
-    except PwmlError as error:
-        return because(found, f"the correction is left out: {error}")
-    trial.write(group[0].model)
-    return trial.chosen
-
-
-def _smallest(group: Sequence[Run]) -> float:
-    """The smallest lesion of the runs' plans, the largest where they differ."""
-    return max(run.model.plan.smallest_lesion_mm3 for run in group)
+def _write_either(contenders: Sequence[_Contender], calibrations: Sequence[Calibration]) -> None:
+    """Writes how masks of corrected runs are made with and without their correction, for who asks for either."""
+    corrected = {contender.group for contender in contenders if contender.correction}
+    for contender, found in zip(contenders, calibrations, strict=True):
+        if contender.group in corrected:
+            write_either(contender.group[0].model, found.postprocessing)
 
 
 def _judge(
-    groups: Sequence[tuple[Run, ...]], calibrations: Sequence[Calibration], criterion: Criterion
+    contenders: Sequence[_Contender], calibrations: Sequence[Calibration], criterion: Criterion
 ) -> list[Candidate]:
-    """The candidates, in the order of the groups."""
+    """The candidates, in the order of the contenders."""
     sums = [sums_of(c.nested, criterion) for c in calibrations]
     dices = [_mean_of(sums_of(c.nested, "dice")) for c in calibrations]
     values = [_mean_of(s) for s in sums]
     top = min(range(len(values)), key=lambda i: (-_rounded(values[i]), -_rounded(dices[i])))
-    costs = {run.name: multiply_adds(run) for group in groups for run in group}
+    costs = {run.name: multiply_adds(run) for contender in contenders for run in contender.group}
     return [
         Candidate(
-            runs=tuple(run.name for run in group),
-            multiply_adds_per_voxel=float(f"{sum(costs[run.name] for run in group):.4g}"),
+            runs=tuple(run.name for run in contender.group),
+            correction=contender.correction,
+            multiply_adds_per_voxel=float(f"{_cost(contender, costs):.4g}"),
             value=values[i],
             interval=ratio_interval(*sums[i]),
             dice=dices[i],
@@ -243,8 +282,14 @@ def _judge(
             difference=_less(values[top], values[i]),
             difference_interval=difference_interval(sums[top], sums[i]),
         )
-        for i, group in enumerate(groups)
+        for i, contender in enumerate(contenders)
     ]
+
+
+def _cost(contender: _Contender, costs: Mapping[str, float]) -> float:
+    """Multiply-adds a voxel of the runs, and of the correction."""
+    runs = sum(costs[run.name] for run in contender.group)
+    return runs + (multiply_adds_of_correction(contender.group[0]) if contender.correction else 0)
 
 
 def sums_of(counts: Counts, criterion: Criterion) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -288,7 +333,7 @@ def _pick(candidates: Sequence[Candidate]) -> tuple[int, str]:
     order = sorted(range(len(candidates)), key=lambda i: _rank(candidates[i]))
     top = order[0]
     if len(candidates) == 1:
-        return top, f"{_together(candidates[top].runs)} is the only run: nothing was compared"
+        return top, f"{candidates[top].name} is the only run: nothing was compared"
     able = [i for i in order if i == top or _cannot_tell(candidates[i])]
     chosen = min(able, key=lambda i: (candidates[i].multiply_adds_per_voxel, order.index(i)))
     return chosen, _reason(candidates, top, chosen)
@@ -301,23 +346,23 @@ def _cannot_tell(candidate: Candidate) -> bool:
 
 def _reason(candidates: Sequence[Candidate], top: int, chosen: int) -> str:
     best, taken = candidates[top], candidates[chosen]
-    name = _together(taken.runs)
+    name = taken.name
     if chosen == top:
         return f"{name} has the highest value of the candidates, and nothing cheaper comes within its uncertainty"
     interval, gap = taken.difference_interval, taken.difference or 0.0
     cheaper = f"cheaper ({taken.multiply_adds_per_voxel:,.0f} against {best.multiply_adds_per_voxel:,.0f} multiply-adds a voxel)"
     if gap <= _TIE:
-        return f"{name} is as good as {_together(best.runs)}, and {cheaper}"
+        return f"{name} is as good as {best.name}, and {cheaper}"
     if interval is None:
-        return f"{_together(best.runs)} has the highest value; with one subject nobody can tell whether that is noise, and {name} is {cheaper}"
+        return f"{best.name} has the highest value; with one subject nobody can tell whether that is noise, and {name} is {cheaper}"
     return (
-        f"{_together(best.runs)} has the highest value, but its difference to {name}, {gap:.2f} "
+        f"{best.name} has the highest value, but its difference to {name}, {gap:.2f} "
         f"[{interval.low:.2f}, {interval.high:.2f}], may be noise, and {name} is {cheaper}"
     )
 
 
-def _together(names: Iterable[str]) -> str:
-    return " + ".join(names)
+def _named(runs: Sequence[str], correction: bool) -> str:
+    return " + ".join(runs) + (", corrected" if correction else "")
 
 
 def write_settings(path: Path, postprocessing: Postprocessing, unchosen: Postprocessing) -> None:
@@ -331,7 +376,7 @@ def _lines(best: Best) -> Iterator[str]:
     """The first candidates as a table, and the reasons."""
     shown = best.candidates[:_SHOWN]
     yield "means over subjects with lesions:"
-    names = [f"all {len(c.runs)} together" if len(c.runs) > 2 else _together(c.runs) for c in shown]
+    names = [f"all {len(c.runs)} together" if len(c.runs) > 2 else c.name for c in shown]
     width = max(len("candidate"), *map(len, names)) + 2
     yield f"{'candidate':<{width}}{best.criterion:<20}{'Dice':<7}{'false+ if clean':<17}multiply-adds a voxel"
     for name, c in zip(names, shown, strict=True):
@@ -343,5 +388,5 @@ def _lines(best: Best) -> Iterator[str]:
         yield f"and {len(best.candidates) - len(shown)} more, in {_FILE}"
     if len(best.candidates) > 1:
         yield "the same subjects choose among the candidates, so that the highest value is a little too good"
-    yield f"best: {_together(best.runs)}"
+    yield f"best: {_named(best.runs, best.correction)}"
     yield from (f"  {reason}" for reason in best.reasons)

@@ -80,7 +80,9 @@ def _plan(folder: Path, fingerprint: Fingerprint, memory_gb: float | None, repla
     plan = make_plan(fingerprint, Budget.find(memory_gb))
     if path.is_file():
         path.replace(path.with_name("plan.json.old"))
-        logger.info("the dataset or the wish changed: a new plan is made, the old one is plan.json.old")
+        logger.info(
+            "the dataset, the wish or what is measured changed: a new plan is made, the old one is plan.json.old"
+        )
     write_plan(path, plan, parents_of(plan))
     return plan
 

@@ -30,6 +30,7 @@ Fate = Literal["found", "missed", "false"]
 
 Item = TypeVar("Item")
 
+_MOST_CHANNELS = 20  # that are looked for
 _MARGIN_PIXELS = 8  # of a zoom around a large lesion, both sides together
 
 
@@ -236,12 +237,13 @@ def _without_straight(line: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def read_channel(folder: Path, name: str, geometry: Geometry) -> NDArray[Any]:
-    """The first channel (Z, Y, X) of a case, named CASE_0000 as in imagesTr, or CASE.
+    """The first channel (Z, Y, X) that a case has, named CASE_0000 as in imagesTr, or CASE.
 
     Raises:
         PwmlError: it is missing, or on another grid than the masks.
     """
-    paths = [folder / f"{name}{channel}{ending}" for channel in ("_0000", "") for ending in FILE_ENDINGS]
+    channels = (*(f"_{number:04d}" for number in range(_MOST_CHANNELS)), "")
+    paths = [folder / f"{name}{channel}{ending}" for channel in channels for ending in FILE_ENDINGS]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
         raise PwmlError(f"{folder} holds no image of case {name} ({name}_0000 or {name}): add it")

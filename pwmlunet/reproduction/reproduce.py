@@ -63,9 +63,7 @@ def reproduce(workspace: Workspace, dataset: str, study: Study, wishes: Wishes) 
         raise PwmlError(f"a seed cannot be negative: give other ones than {join(wishes.seeds)} to --seeds")
     _check_corrections(folder, study, n_folds, folds)
     plan = prepare(workspace, folder, study, wishes.quick)
-    runs = {
-        name: _open(workspace, folder.name, name, recipe, wishes) for name, recipe in study.recipes.items()
-    }
+    runs = {name: _open(workspace, folder.name, name, study, wishes) for name in study.recipes}
     first = plan.configurations[configurations_of(plan, study, wishes.quick)[0]]
     scorer = Scorer(study, HeldOut.find(folder, first.preparation, folds), plan.smallest_lesion_mm3)
     untrained = {  # before days of training: it needs the raw files
@@ -122,9 +120,10 @@ def _folds(folder: Path, wished: Sequence[str]) -> tuple[int, tuple[str, ...]]:
     return len(known), tuple(dict.fromkeys(wished or known))
 
 
-def _open(workspace: Workspace, dataset: str, name: str, recipe: TrainingConfig, wishes: Wishes) -> list[Run]:
-    """A run for each seed."""
-    recipe = wishes.quick.shorten(recipe) if wishes.quick else recipe
+def _open(workspace: Workspace, dataset: str, name: str, study: Study, wishes: Wishes) -> list[Run]:
+    """A run of a study for each seed."""
+    recipe = study.recipes[name]
+    recipe = wishes.quick.shorten(recipe, study.quick_loss) if wishes.quick else recipe
     recipe = replace(recipe, configuration=quick_name(recipe.configuration, wishes.quick))
     recipe = replace(recipe, device=wishes.device or recipe.device, pretrained=wishes.pretrained)
     name = quick_name(name, wishes.quick)
@@ -223,6 +222,8 @@ def _shrunk(plan: Plan, study: Study, quick: Quick) -> Iterator[str]:
         yield planned_network(plan, study, quick)
     else:
         yield from _widths(plan, study, quick)
+    if study.quick_loss:
+        yield f'The loss is {study.quick_loss}: by the paper\'s, networks still say "no lesion" everywhere after so few steps.'
     schedules = {_schedule(recipe): _schedule(quick.shorten(recipe)) for recipe in study.recipes.values()}
     for before, now in schedules.items():
         yield f"Training has {now}, instead of {before}: so few steps at the paper's rate would leave a network where it began."

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from pwmlunet.data.dataset import Labels, Target
+from pwmlunet.data.dataset import Labels
 from pwmlunet.data.parallel import map_cases
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.comparison import Comparison, Difference, compare
@@ -73,7 +73,7 @@ class Scorer:
     def counted(self) -> Labels:
         """What the paper counts: every target by itself, or all of them together."""
         labels = self.cases.labels
-        return _together(labels) if get_profile(self.study.profile).is_joint else labels
+        return labels.as_one() if get_profile(self.study.profile).is_joint else labels
 
     @property
     def scored(self) -> Labels:
@@ -97,15 +97,6 @@ class Scorer:
             for index, target in enumerate(self.counted.targets)
         }
         return SeedScores(tuple(case for case, _ in done), values)
-
-
-def _together(labels: Labels) -> Labels:
-    """The labels with all targets as one."""
-    if len(labels.targets) == 1:
-        return labels
-    name = " + ".join(target.name for target in labels.targets)
-    values = tuple(dict.fromkeys(value for target in labels.targets for value in target.values))
-    return replace(labels, targets=(Target(name, values, values[0]),), are_regions=False)
 
 
 @dataclass(frozen=True)

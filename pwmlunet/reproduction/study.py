@@ -95,6 +95,8 @@ class Study:
     planned: Mapping[str, str] = field(default_factory=dict)
     """The planned configurations that the study's are made from, which only planning can make; empty where the paper
     says all that is needed."""
+    quick_loss: str = ""
+    """The loss with --quick, where networks do not begin by the paper's in so few steps."""
     quick_parent: str = ""
     """The planned configuration that the rows' networks are made from with --quick, where the paper's are too large
     to be narrowed."""
@@ -152,10 +154,14 @@ class Quick:
         """The recipe of a second network with fewer steps."""
         return replace(recipe, steps=min(self.correction_steps, recipe.steps))
 
-    def shorten(self, recipe: TrainingConfig) -> TrainingConfig:
-        """The recipe with fewer, smaller and faster steps, which end in rest: the last weights are scored."""
+    def shorten(self, recipe: TrainingConfig, loss: str = "") -> TrainingConfig:
+        """The recipe with fewer, smaller and faster steps, which end in rest: the last weights are scored.
+
+        Another loss takes the place of one by which networks would not begin to find anything in so few steps.
+        """
         return replace(
             recipe,
+            loss=loss or recipe.loss,
             batch_size=recipe.batch_size and self.batch_size,
             epochs=self.epochs,
             steps_per_epoch=self.steps_per_epoch,

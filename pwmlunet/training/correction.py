@@ -328,6 +328,7 @@ def _write(stage: _Stage, networks: Mapping[str, CorrectionNetwork], judged: Jud
         judged.thresholds,
         judged.classes,
         len(stage.run.model.plan.channel_names),
+        may_lack_channels=bool(stage.recipe.channel_dropout),
     ).write(stage.folder / DESCRIPTION)
     stage.recipe.write(stage.folder / RECIPE)
     judged.write_for(stage.run.model)

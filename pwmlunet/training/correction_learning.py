@@ -62,7 +62,7 @@ class CorrectionRecipe(Config):
     noise: float = 0.03
     """Largest standard deviation of added Gaussian noise."""
     channel_dropout: float | None = None
-    """Share of the image channels that are left out, a constant 0; never all of a candidate's. Null for the run's."""
+    """Share of candidates of which one or more of several channels, never all, are left out (0). Null for the run's."""
     seed: int = 0
     """Of the weights, the order and the random changes; the same seed gives the same network on a CPU."""
     device: str = "auto"
@@ -85,8 +85,10 @@ class CorrectionRecipe(Config):
         ):
             if getattr(self, name) < 0:
                 yield f"{name} cannot be negative"
-        for name in ("weight_average", "label_smoothing", "channel_dropout"):
-            if not 0 <= (getattr(self, name) or 0) < 1:
+        if not 0 <= (self.channel_dropout or 0) <= 1:
+            yield f"channel_dropout must be from 0 to 1, not {self.channel_dropout}"
+        for name in ("weight_average", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
                 yield f"{name} must be at least 0 and below 1, not {getattr(self, name)}"
         if not 0 <= self.class_balance <= 1:
             yield f"class_balance must be between 0 and 1, not {self.class_balance}"
@@ -213,10 +215,16 @@ def _recolour(image: Tensor, recipe: CorrectionRecipe, generator: torch.Generato
 
 
 def _kept(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """1 for the channels that stay and 0 for those left out, (B, 1, C, 1, 1): of those that are there one always stays."""
+    """1 for the channels that stay and 0 for those left out, (B, 1, C, 1, 1).
+
+    Of a candidate that is chosen one channel stays of those that are there, another does not, and of the others half do.
+    """
     present = image.amax((1, 3, 4), keepdim=True) > 0
-    draws = torch.rand(present.shape, generator=generator).to(image).where(present, -1.0)
-    stays = (draws >= share) | (draws == draws.amax(2, keepdim=True))
+    chosen = torch.rand(len(image), generator=generator).to(image).view(-1, 1, 1, 1, 1) < share
+    draws = torch.rand(present.shape, generator=generator).to(image)
+    last = draws == draws.where(present, -1.0).amax(2, keepdim=True)
+    first = draws == draws.where(present, 2.0).amin(2, keepdim=True)
+    stays = ~chosen | last | ((draws >= 0.5) & ~first)
     return (present & stays).to(image)
 
 

@@ -45,19 +45,15 @@ def look(run: Run, cases: Sequence[str], network: FoldNetwork, device: torch.dev
         reference, probability, spacing = _seen(run, case, predictor)
         for threshold in _SELECTION_THRESHOLDS:
             cut = replace(run.model.unchosen, threshold=threshold)
-            mask = cut.apply(probability[: len(labels.targets)], labels, spacing)
+            mask = cut.apply(probability, run.model.labels, spacing)
             scores[threshold].append(_score(labels, case.facts, spacing, reference, mask))
     f1 = float(np.mean([_pooled_f1(scored) for scored in scores.values()]))
     return f1, _mean_dice(scores[0.5])
 
 
 def _told_apart(model: TrainedModel) -> Labels:
-    """The labels as the network tells them apart: where it finds any lesion, the first target is of any value."""
-    labels = model.labels
-    if model.configuration.finds == "each":
-        return labels
-    values = tuple(sorted({value for target in labels.targets for value in target.values}))
-    return Labels((replace(labels.targets[0], values=values),), labels.ignore)
+    """The labels as the network tells them apart: all as one where it finds any lesion."""
+    return model.labels if model.configuration.finds == "each" else model.labels.as_one()
 
 
 def _seen(
@@ -90,6 +86,7 @@ def validate(run: Run, fold: str, device: torch.device) -> list[CaseScores]:
     folder = run.model.fold_folder(fold) / "validation"
     raw = run.model.unchosen  # what is chosen later is chosen from these probabilities
     predictor = Predictor(run.model, folds=[fold], device=str(device), postprocessing=raw)
+    labels = _told_apart(run.model)
     scores = []
     for name in tqdm(run.split(fold).val, f"validate fold {fold}", leave=False):
         case = run.store.read(name)
@@ -98,12 +95,12 @@ def validate(run: Run, fold: str, device: torch.device) -> list[CaseScores]:
         _write_mask(folder / f"{name}.nii.gz", prediction.mask, prediction.geometry)
         scores.append(
             _score(
-                run.model.labels,
+                labels,
                 case.facts,
                 prediction.geometry.spacing_zyx_mm,
                 run.store.reference(name),
                 prediction.mask,
-                prediction.probability,
+                prediction.probability[: len(labels.targets)],
             )
         )
     write_summary(folder / "summary.json", scores)

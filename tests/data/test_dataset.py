@@ -164,13 +164,18 @@ def test_with_one_channel_there_is_none_to_do_without(tmp_path: Path) -> None:
 def test_a_case_may_lack_all_channels_but_one(make_dataset: MakeDataset) -> None:
     folder, names = make_dataset() / "imagesTr", ("T1", "FLAIR")
     (folder / "other_0000.nrrd").unlink()
-    cases = find_cases(folder, names, ".nrrd", may_lack=True)
+    cases = find_cases(folder, names, ".nrrd", may_lack={0, 1})
     assert [path.is_file() for path in cases[0].images] == [False, True]
     (folder / "other_0001.nrrd").rename(folder / "other_0002.nrrd")
-    with pytest.raises(
-        PwmlError, match=r"^case other has none of the channels 0 \(T1\), 1 \(FLAIR\): add one"
-    ):
-        find_cases(folder, names, ".nrrd", may_lack=True)
+    with pytest.raises(PwmlError, match=r"(?s)case other: channel 0 \(T1\).*channel 1 \(FLAIR\) is missing"):
+        find_cases(folder, names, ".nrrd", may_lack={0, 1})
+
+
+def test_a_case_may_lack_only_what_it_may_lack(make_dataset: MakeDataset) -> None:
+    folder, names = make_dataset() / "imagesTr", ("T1", "FLAIR")
+    (folder / "other_0000.nrrd").unlink()
+    with pytest.raises(PwmlError, match=r"^case other: channel 0 \(T1\) is missing .* --channel-dropout$"):
+        find_cases(folder, names, ".nrrd", may_lack={1})
 
 
 @pytest.mark.parametrize(

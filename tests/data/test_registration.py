@@ -137,7 +137,10 @@ def test_what_cannot_be_registered_is_told() -> None:
     assert find_obstacle(volume) == ""
     assert "a volume of 1 slice, and fewer than 4" in find_obstacle(replace(volume, array=volume.array[:1]))
     assert "a volume of 3 slices" in find_obstacle(replace(volume, array=volume.array[:, :3]))
-    assert find_obstacle(replace(volume, array=np.full((9, 9, 9), 7))) == "it holds nothing but the value 7"
+    assert (
+        find_obstacle(replace(volume, array=np.full((9, 9, 9), 7)))
+        == "it holds hardly anything but the value 7"
+    )
 
 
 # --- files --------------------------------------------------------------------------------------------------

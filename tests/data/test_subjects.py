@@ -143,7 +143,7 @@ def test_single_slices_are_not_registered(source: Path) -> None:
     write_image(source / "c" / "t1.nii", np.zeros((6, 20, 24), np.uint8), GRID)
     assert complaint(source, registers=True).splitlines()[1:] == [
         f"  - {source}/a/flair.nii.gz cannot be registered: it is a volume of 1 slice, and fewer than 4 do not say how a head is tilted",
-        f"  - {source}/c/t1.nii cannot be registered: it holds nothing but the value 0",
+        f"  - {source}/c/t1.nii cannot be registered: it holds hardly anything but the value 0",
     ]
 
 

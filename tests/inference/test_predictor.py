@@ -347,9 +347,7 @@ def test_a_channel_is_only_done_without_where_every_model_was_trained_for_it(mak
             "case array: channel 1 (T1 FLAIR) is constant: give it, or ask a model trained with --channel-dropout"
         )
     blind = make_pair_model("blind", channels=(1,), dropout=0.3)
-    with pytest.raises(
-        PwmlError, match=r"lacks channel 1 \(T1 FLAIR\), and the network of .*blind sees no other"
-    ):
+    with pytest.raises(PwmlError, match=r"lacks channel 1 \(T1 FLAIR\), and a network sees no other"):
         predicted(blind, image, geometry)
 
 
@@ -371,3 +369,18 @@ def test_a_folder_of_which_cases_lack_channels(make_pair_model, pair, tmp_path, 
     for case in "ab":
         assert read_image(tmp_path / "out" / f"{case}.nii.gz").array.any()
         assert len((tmp_path / "out" / f"{case}_lesions.csv").read_text().splitlines()) > 1
+
+
+def test_a_case_may_lack_what_no_network_sees(make_pair_model, pair):
+    """Without dropout, too; but not what the network sees."""
+    model = make_pair_model("one", channels=(0,))
+    predictor = Predictor(model, device="cpu")
+    assert predictor.may_lack == {1}
+    image, geometry = pair
+    empty = np.array(image)
+    empty[1] = 0
+    assert np.isfinite(predictor.predict(empty, geometry=geometry).probability).all()
+    empty = np.array(image)
+    empty[0] = 0
+    with pytest.raises(PwmlError, match=r"lacks channel 0 \(T2 FLAIR\), and a network sees no other"):
+        predictor.predict(empty, geometry=geometry)

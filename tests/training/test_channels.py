@@ -122,7 +122,7 @@ def test_a_pair_of_channels_learns_without_one_of_them_and_is_validated(run_of, 
     assert run.model.may_lack_channels
     scores = FoldTrainer(run, "0").train()
     assert [case.name for case in scores] == list(run.split("0").val)
-    assert list(scores[0].targets) == ["lesion", "scar"]
+    assert list(scores[0].targets) == ["lesion + scar"]
 
 
 def test_the_only_channel_cannot_be_left_out(run_of, tiny):

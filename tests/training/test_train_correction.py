@@ -197,7 +197,10 @@ def test_a_correction_that_tells_lesions_apart_is_used_from_then_on(stage, helpf
 def test_the_choice_of_runs_tries_the_correction(stage, helpful):
     found = find_best(stage.workspace, "1")
     assert found.postprocessing.correction
-    assert "the correction changes lesion_f1 by" in found.text
+    assert "best: trident, corrected" in found.text and found.best.correction
+    plain, corrected = sorted(found.best.candidates, key=lambda candidate: candidate.correction)
+    assert corrected.multiply_adds_per_voxel > plain.multiply_adds_per_voxel
+    assert corrected.value > plain.value
     (model,), settings = find_models(stage.workspace, "1", None)
     assert model.folder == stage.folder and settings.correction
 

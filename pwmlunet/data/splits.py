@@ -23,24 +23,30 @@ class Split:
 
 
 def make_splits(
-    subject_of_case: Mapping[str, str], lesions_of_case: Mapping[str, int], *, n_folds: int, seed: int = 0
+    subject_of_case: Mapping[str, str],
+    lesions_of_case: Mapping[str, Sequence[int]],
+    *,
+    n_folds: int,
+    seed: int = 0,
 ) -> list[Split]:
     """So many folds (fewer with fewer subjects), each held-out part with a like share of lesions.
 
-    Subjects are sorted by their number of lesions and dealt out; within each deal chance decides.
+    Subjects are sorted by their lesions of each kind, the kind that comes first before the others, and dealt out;
+    within each deal chance decides.
 
     Raises:
         PwmlError: there is one subject only.
     """
-    load: dict[str, int] = {}
+    load: dict[str, list[int]] = {}
     for case, subject in subject_of_case.items():
-        load[subject] = load.get(subject, 0) + lesions_of_case[case]
+        so_far = load.get(subject, [0] * len(lesions_of_case[case]))
+        load[subject] = [sum(pair) for pair in zip(so_far, lesions_of_case[case], strict=True)]
     if len(load) < 2:
         raise PwmlError(
             f"all cases are of one subject ({join(load)}): folds need two; train with fold 'all', or name subjects in dataset.json"
         )
     rng = np.random.default_rng(seed)
-    ranked = sorted(load, key=lambda subject: (-load[subject], subject))
+    ranked = sorted(load, key=lambda subject: ([-n for n in load[subject]], subject))
     n_folds = min(n_folds, len(ranked))
     fold_of: dict[str, int] = {}
     for start in range(0, len(ranked), n_folds):

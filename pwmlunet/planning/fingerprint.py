@@ -179,6 +179,22 @@ def channel_facts(image: NDArray[Any], head: NDArray[np.bool_]) -> ChannelFacts:
     return ChannelFacts(float(inside.mean()), float(inside.std()), (low, middle, high))
 
 
+STRANGE = (1.5, 1.0, 3.0)
+"""By how much the 0.5th, 50th and 99.5th percentile may differ, in standard deviations from the mean."""
+
+
+def channel_traits(facts: Sequence[ChannelFacts]) -> NDArray[np.float64]:
+    """What tells the channels of a case from each other, however a scanner scales them: (C, 4).
+
+    The percentiles in standard deviations from the mean, in shares of what is strange; then how bright a channel is
+    beside the others, in doublings.
+    """
+    shapes = [(np.array(one.percentiles) - one.mean) / max(one.std, 1e-6) / STRANGE for one in facts]
+    means = np.array([one.mean for one in facts])
+    levels = np.log2(means) if (means > 0).all() else np.zeros(len(means))
+    return np.column_stack((np.reshape(shapes, (-1, len(STRANGE))), levels - levels.mean()))
+
+
 def _measure(
     mask: NDArray[Any], channels: Sequence[NDArray[Any]], labels: Labels, geometry: Geometry
 ) -> tuple[tuple[LesionFacts, ...], int]:

@@ -1,6 +1,7 @@
 """From a raw dataset to everything that training needs: fingerprint, plan, preprocessed cases, folds."""
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -198,5 +199,12 @@ def _fold(path: Path, fingerprint: Fingerprint, n_folds: int) -> None:
     if len(set(subjects.values())) < 2:
         logger.warning("all cases are of one subject: only fold 'all' can be trained")
         return
-    lesions = {case.name: len(case.lesions) for case in fingerprint.cases}
-    write_splits(path, make_splits(subjects, lesions, n_folds=n_folds))
+    write_splits(path, make_splits(subjects, _lesions_by_kind(fingerprint), n_folds=n_folds))
+
+
+def _lesions_by_kind(fingerprint: Fingerprint) -> dict[str, tuple[int, ...]]:
+    """How many lesions each case has, of the rarest kind first: it is the one that a fold might lack."""
+    counts = Counter(lesion.target for lesion in fingerprint.lesions)
+    kinds = sorted(counts, key=lambda kind: (counts[kind], kind))
+    of_cases = {case.name: Counter(lesion.target for lesion in case.lesions) for case in fingerprint.cases}
+    return {name: tuple(found[kind] for kind in kinds) for name, found in of_cases.items()}

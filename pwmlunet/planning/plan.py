@@ -42,6 +42,16 @@ class Decision(Config):
 
 
 @dataclass(frozen=True)
+class ChannelTraits(Config):
+    """What tells a channel from the others, over the training cases: three shapes of its intensities, and its level."""
+
+    usual: tuple[float, float, float, float]
+    """The medians."""
+    spread: tuple[float, float, float, float]
+    """How far cases lie from them: standard deviations, and more where cases are few."""
+
+
+@dataclass(frozen=True)
 class ExpectedInput(Config):
     """What images to predict should be like: those that the network was trained on."""
 
@@ -53,6 +63,8 @@ class ExpectedInput(Config):
     """Medians over the training cases of the intensities inside the head."""
     lesion_quartiles_mm3: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     """Quartiles of the training lesions' volumes by target: the bins of scores by size."""
+    traits: tuple[ChannelTraits, ...] = ()
+    """What tells each of several channels from the others; empty for one, and in plans of older versions."""
 
 
 @dataclass(frozen=True)

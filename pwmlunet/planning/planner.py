@@ -14,15 +14,16 @@ from pwmlunet.networks.two_stage import TwoStageConfig
 from pwmlunet.networks.unet import UNetConfig
 from pwmlunet.planning.budget import BATCH_3D, Budget, Step
 from pwmlunet.planning.density import DensityConfig
-from pwmlunet.planning.fingerprint import ChannelFacts, Fingerprint
+from pwmlunet.planning.fingerprint import ChannelFacts, Fingerprint, channel_traits
 from pwmlunet.planning.modality import recognise_ultrasound
-from pwmlunet.planning.plan import Configuration, Decision, ExpectedInput, Plan
+from pwmlunet.planning.plan import ChannelTraits, Configuration, Decision, ExpectedInput, Plan
 from pwmlunet.planning.preprocessing import Preparation
 from pwmlunet.planning.rules import Rules, in_mm
 from pwmlunet.planning.rules_correction import correction, primary_channels, tells_kinds_apart
 from pwmlunet.planning.rules_mr import MrRules, find_slice_axis
 from pwmlunet.planning.rules_ultrasound import UltrasoundRules
 
+_LEAST_SPREAD, _SPREAD_OF_ONE = 0.03, 0.3  # of channels' traits, of which few cases show little
 _PAPER_BATCH = 8  # Liu et al. 2019
 _PRIMARY = "primary_2d"
 
@@ -185,7 +186,19 @@ def _expected_input(fingerprint: Fingerprint) -> ExpectedInput:
     for lesion in fingerprint.lesions:
         volumes.setdefault(lesion.target, []).append(lesion.volume_mm3)
     quartiles = {target: quartiles_mm3(sizes) for target, sizes in volumes.items()}
-    return ExpectedInput((z0, y0, x0), (z1, y1, x1), channels, quartiles)
+    traits = usual_traits([case.channels for case in fingerprint.cases]) if n_channels > 1 else ()
+    return ExpectedInput((z0, y0, x0), (z1, y1, x1), channels, quartiles, traits)
+
+
+def usual_traits(cases: Sequence[Sequence[ChannelFacts]]) -> tuple[ChannelTraits, ...]:
+    """What tells the channels of some cases from each other, and how much of it is chance."""
+    seen = np.array([channel_traits(facts) for facts in cases])  # (N, C, 4)
+    unknown = _LEAST_SPREAD + _SPREAD_OF_ONE / len(seen)
+    spreads = np.hypot(seen.std(0), unknown)
+    return tuple(
+        ChannelTraits(tuple(usual.tolist()), tuple(spread.tolist()))
+        for usual, spread in zip(np.median(seen, 0), spreads, strict=True)
+    )
 
 
 def _median_facts(facts: Sequence[ChannelFacts]) -> ChannelFacts:

@@ -12,7 +12,7 @@ from pwmlunet.planning.fingerprint import LesionFacts
 from pwmlunet.planning.rules import FEWEST_SLICES_3D, Rules, in_mm
 
 _HARDLY_SEEN = 1 / 3  # of a class's |log contrast| in the channel that shows it best
-_DIAMETERS = 8.0  # the paper's 14.4 mm around a lesion of 2 mm
+_DIAMETERS = 4.0  # the paper's 14.4 mm, around lesions of 3 to 5 mm
 _LARGE_LESION, _ROOM = 95, 1.5  # percentile of lesions' extents, and what the region has beside such a lesion
 _NEARLY_CUBES = 1.5
 

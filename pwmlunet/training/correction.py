@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 RECIPE = "training.json"
 """How networks are trained, in the folder of their run or of its correction."""
 
+_FEW = 5  # candidates of a class, which teach little
 _MOST_FALSE = 200  # of a case that are learned from, the most probable first
 
 
@@ -300,9 +301,9 @@ def _learn(
     known = torch.from_numpy(np.concatenate(classes))
     seed = stage.recipe.seed * 1009 + int(fold)
     network = learn(stage.config, torch.cat(regions), known, len(names), stage.recipe, seed=seed, device=device)  # fmt: skip
-    absent = [name for name, n in zip(names, counts, strict=True) if not n]
-    remark = f"The network of fold {fold} learned without {join(absent)}: the other folds have no such candidate."  # fmt: skip
-    return network, [remark] if absent else []
+    few = [f"{n} {name}" for n, name in zip(counts, names, strict=True) if n < _FEW]
+    remark = f"The network of fold {fold} learned from only {join(few)}: the other folds have no more such candidates."  # fmt: skip
+    return network, [remark] if few else []
 
 
 def _judge(network: CorrectionNetwork, source: _Source, threshold: float, fold: str) -> JudgedCase:

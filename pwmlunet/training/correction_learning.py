@@ -53,13 +53,13 @@ class CorrectionRecipe(Config):
     """Largest shift along each axis, as a share of the region's side."""
     scaling: tuple[float, float] = (0.85, 1.18)
     """Smallest and largest factor by which a region is enlarged."""
-    brightness: float = 0.05
+    brightness: float = 0.02
     """Standard deviation of a shift of the intensities, which lie in [0, 1]; for each channel its own."""
-    contrast: tuple[float, float] = (0.8, 1.25)
+    contrast: tuple[float, float] = (0.9, 1.1)
     """Smallest and largest factor of the contrast about a channel's mean."""
-    gamma: tuple[float, float] = (0.8, 1.25)
+    gamma: tuple[float, float] = (0.9, 1.1)
     """Smallest and largest exponent of the intensities."""
-    noise: float = 0.03
+    noise: float = 0.01
     """Largest standard deviation of added Gaussian noise."""
     channel_dropout: float | None = None
     """Share of candidates of which one or more of several channels, never all, are left out (0). Null for the run's."""

@@ -138,6 +138,7 @@ def _page(run: Run, corrected: Corrected, trial: Trial) -> CorrectionPage:
 
 
 def _remarks(trial: Trial) -> Iterator[str]:
+    yield "the verdict is a mean over subjects with lesions, each at the point that the others choose; the table above counts the lesions of all subjects at one point"
     if trial.equal_recall is None and trial.without.nested.n_found.any():
         yield "with the correction no point finds as many lesions as stage one does at its own"
 

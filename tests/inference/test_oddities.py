@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from pwmlunet.data.image import read_image
-from pwmlunet.inference.oddities import _find_swapped, oddities
+from pwmlunet.inference.oddities import oddities
 from pwmlunet.planning.cropping import foreground
 from pwmlunet.planning.fingerprint import channel_facts
 from pwmlunet.planning.plan import ExpectedInput
+from pwmlunet.planning.planner import usual_traits
 
 REAL = Path(os.environ.get("PWML_TEST_DATA") or Path(__file__).parents[2] / "../shared/data")
 NAMES = ("T2 FLAIR", "T1 FLAIR", "T2")
@@ -18,7 +19,8 @@ NAMES = ("T2 FLAIR", "T1 FLAIR", "T2")
 def expected_of(channels, geometry):
     """What a case like this one is expected to be."""
     spacing, head = geometry.spacing_zyx_mm, foreground(channels[0])
-    return ExpectedInput(spacing, spacing, tuple(channel_facts(image, head) for image in channels))
+    facts = tuple(channel_facts(image, head) for image in channels)
+    return ExpectedInput(spacing, spacing, facts, traits=usual_traits([facts]) if len(facts) > 1 else ())
 
 
 def odd(channels, geometry, expected):
@@ -60,10 +62,28 @@ def test_swapped_channels_are_told_by_name(head, pair):
         assert not any("swapped" in words for words in odd([twice, twice], head.geometry, expected))
 
 
-def test_two_that_look_like_one_are_not_swapped():
-    usual = np.array([[0.0, 0.0], [2.0, 0.0]])
-    assert _find_swapped(usual[::-1], usual) == [(0, 1)]
-    assert _find_swapped(usual[[1, 1]], usual) == _find_swapped(usual[[0, 0]], usual) == []
+def test_many_cases_tell_channels_apart_that_differ_little(tiny):
+    """Where training cases are alike, a small difference says which channel is which; gains of a scanner say nothing."""
+    heads = [tiny.head_with_lesions(seed) for seed in range(30)]
+    rng = np.random.default_rng(0)
+    cases = [
+        [rng.uniform(0.3, 3) * (h.image + 400.0), rng.uniform(0.3, 3) * (h.image + 400.0) ** 1.5]
+        for h in heads
+    ]
+    geometry, head = heads[0].geometry, foreground(heads[0].image)
+    facts = [tuple(channel_facts(image, head) for image in case) for case in cases]
+    spacing = geometry.spacing_zyx_mm
+    expected = ExpectedInput(spacing, spacing, facts[0], traits=usual_traits(facts[:24]))
+    told = [
+        [any("swapped" in words for words in odd(case[::way], geometry, expected)) for case in cases[24:]]
+        for way in (1, -1)
+    ]
+    assert not any(told[0]) and all(told[1])
+
+
+def test_a_plan_without_traits_says_nothing_of_swaps(head, pair):
+    expected = replace(expected_of(pair, head.geometry), traits=())
+    assert not any("swapped" in words for words in odd(pair[::-1], head.geometry, expected))
 
 
 def test_two_of_three_are_swapped(head, pair):

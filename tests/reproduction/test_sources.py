@@ -111,7 +111,7 @@ def test_rows_of_one_run_are_corrected_as_they_say(judged_run, pairs) -> None:
 
 
 def test_a_run_without_a_correction_is_told(run) -> None:
-    with pytest.raises(PwmlError, match=r"faint has no correction"):
+    with pytest.raises(PwmlError, match=r"candidates.json is missing: run pwml_train_correction"):
         corrected(run, 0.5, removes=True)
 
 

@@ -30,6 +30,8 @@ class _Demo:
     seed: int = 0
     configuration: str | None = None
     """What is trained; none for the plan's default."""
+    folds: tuple[str, ...] = ("0", "1")
+    """That are trained."""
     corrects: bool = False
     """Whether a correction network learns from the candidates."""
 
@@ -60,6 +62,7 @@ _DEMOS = {
         epochs=12,
         seed=2,  # both kinds are among the four that are held out
         configuration="primary_2d",
+        folds=("0", "1", "2"),  # in fewer a judge learns from hardly a lacune
         corrects=True,
     ),
 }
@@ -99,7 +102,7 @@ def _steps(demo: _Demo, home: Path, raw: Path, epochs: int) -> list[tuple[Comman
     images, masks = ["--images", str(raw / "imagesTs")], ["-r", str(raw / "labelsTs"), "-p", str(predictions)]
     return [
         (plan_and_preprocess, ["-d", number]),
-        (train, [number, "0", "1", *chosen, "--epochs", str(epochs)]),
+        (train, [number, *demo.folds, *chosen, "--epochs", str(epochs)]),
         *([(train_correction, [number, *chosen])] if demo.corrects else []),
         (find_best, [number]),
         (predict, ["-i", str(raw / "imagesTs"), "-o", str(predictions), "--save-probabilities", "--review"]),
@@ -125,6 +128,6 @@ def demo() -> Parser:
         "--folder", type=Path, help="where everything goes (default: demo; demo/cus or demo/flair for those)"
     )
     parser.add_argument(
-        "--epochs", type=int, help="epochs of each of the two folds (default: 20; 32 for cus, 12 for flair)"
+        "--epochs", type=int, help="epochs of each fold that is trained, two or for flair three (default: 20; 32 for cus, 12 for flair)"
     )
     return parser

@@ -17,7 +17,7 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.bootstrap import Interval, difference_interval, ratio_interval
 from pwmlunet.inference.calibration import Calibration, because, calibrate, text
 from pwmlunet.inference.candidates import CaseTable
-from pwmlunet.inference.choosing import Wish
+from pwmlunet.inference.choosing import Wish, refusal
 from pwmlunet.inference.correction_trial import (
     multiply_adds_of_correction,
     tabulate_corrected,
@@ -244,6 +244,9 @@ def _calibrate_all(
             found = calibrate(contender.tables, wish, smallest_lesion_mm3=contender.smallest_lesion_mm3)
         except PwmlError as error:
             problems.append(f"{contender.name}: {error}")
+            continue
+        if contender.correction and (words := refusal(found.nested)):
+            problems.append(f"{contender.name}: {words}")
             continue
         settings = replace(found.postprocessing, correction=contender.correction)
         calibrations.append(replace(found, postprocessing=settings))

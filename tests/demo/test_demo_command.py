@@ -57,7 +57,7 @@ def test_flair_pairs_get_a_correction_network_before_the_best_run_is_chosen(comm
     assert [step[0] for step in steps] == [
         "plan_and_preprocess", "train", "train_correction", "find_best", "predict", "evaluate", "report",
     ]  # fmt: skip
-    assert steps[1] == ["train", "3", "0", "1", "-c", "primary_2d", "--epochs", "12"]
+    assert steps[1] == ["train", "3", "0", "1", "2", "-c", "primary_2d", "--epochs", "12"]
     assert steps[2] == ["train_correction", "3", "-c", "primary_2d"]
     assert len(list((tmp_path / "raw" / "Dataset003_SyntheticFLAIR" / "imagesTr").glob("*_0001.nii.gz"))) == 2
 

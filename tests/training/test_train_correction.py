@@ -326,3 +326,15 @@ def test_a_plan_without_a_correction(stage):
     edit(stage.prepared / "plan.json", lambda plan: plan.pop("correction"))
     with pytest.raises(PwmlError, match=r"plans no correction: make a new plan .* --replan"):
         stage.train()
+
+
+def test_too_few_lesions_choose_no_correction(stage, helpful):
+    """Whatever it gains: three subjects with lesions at least must remain whoever is left out."""
+    kept = sorted(stage.held_out[0] | stage.held_out[1])[:4]
+    for fold in stage.folder.glob("fold_*"):
+        for path in (fold / "validation").glob("*.npz"):
+            if path.stem not in kept:
+                path.unlink()
+    found = find_best(stage.workspace, "1")
+    assert not found.best.correction
+    assert any(reason.startswith("trident, corrected: ") and "too few to choose" in reason for reason in found.best.reasons)  # fmt: skip

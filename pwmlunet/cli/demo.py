@@ -128,6 +128,8 @@ def demo() -> Parser:
         "--folder", type=Path, help="where everything goes (default: demo; demo/cus or demo/flair for those)"
     )
     parser.add_argument(
-        "--epochs", type=int, help="epochs of each fold that is trained, two or for flair three (default: 20; 32 for cus, 12 for flair)"
+        "--epochs",
+        type=int,
+        help="epochs of each fold that is trained, two or for flair three (default: 20; 32 for cus, 12 for flair)",
     )
     return parser

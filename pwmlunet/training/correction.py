@@ -18,33 +18,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from pwmlunet.config import join
 from pwmlunet.data.splits import Split
 from pwmlunet.data.workspace import Workspace
 from pwmlunet.errors import PwmlError
-from pwmlunet.evaluation.probabilities import read_probability
 from pwmlunet.inference.candidate_classes import (
-    NO_LESION,
-    Reference,
     ThresholdRow,
     choose_threshold,
     class_names,
-    classify_by_reference,
     tabulate_thresholds,
 )
-from pwmlunet.inference.candidate_regions import cut_regions, find_candidates
 from pwmlunet.inference.correction import CORRECTION, DESCRIPTION, VERSION, Correction
 from pwmlunet.inference.device import choose_device
 from pwmlunet.inference.judged import Judged, JudgedCase, describe_candidates
 from pwmlunet.inference.model import ALL, find_model, save_tensors
-from pwmlunet.inference.postprocessing import sizes_and_peaks
 from pwmlunet.networks.correction import CorrectionConfig, CorrectionNetwork, classify
 from pwmlunet.planning.plan import Plan
 from pwmlunet.training.config import TrainingConfig
 from pwmlunet.training.correction_learning import REACH, CorrectionRecipe, learn
+from pwmlunet.training.correction_sources import Source
 from pwmlunet.training.run import Run, open_inner_run, open_run
 from pwmlunet.training.trainer import FoldTrainer
 
@@ -54,64 +48,6 @@ RECIPE = "training.json"
 """How networks are trained, in the folder of their run or of its correction."""
 
 _FEW = 5  # candidates of a class, which teach little
-_MOST_FALSE = 200  # of a case that are learned from, the most probable first
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A case as a network saw it that had learned neither from its fold nor from the one that is to be judged."""
-
-    run: Run
-    name: str
-    fold: str
-    """Whose network it is."""
-
-    @property
-    def path(self) -> Path:
-        """Its probabilities."""
-        return self.run.model.fold_folder(self.fold) / "validation" / f"{self.name}.npz"
-
-    def read(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Probabilities (K, Z, Y, X) and mask (Z, Y, X) on the case's own grid."""
-        mask = self.run.store.reference(self.name)
-        return read_probability(self.path, mask.shape, len(self.run.model.labels.targets)), mask
-
-    def candidates(self, threshold: float) -> "_Candidates":
-        """The case's candidates at a threshold."""
-        probability, mask = self.read()
-        components, n = find_candidates(probability, threshold)
-        reference = Reference.of(mask, self.run.model.labels)
-        classes = classify_by_reference(components, n, probability, reference).classes
-        return _Candidates(self, probability, components, n, classes)
-
-
-@dataclass(frozen=True, eq=False)
-class _Candidates:
-    """The N candidates of a case."""
-
-    source: _Source
-    probability: NDArray[np.float32]
-    components: NDArray[np.int32]
-    n: int
-    classes: NDArray[np.int64]
-    """By the reference (N,)."""
-
-    def cut(self, config: CorrectionConfig, *, reach: float = 1.0) -> Tensor:
-        """Their regions."""
-        case = self.source.run.store.read(self.source.name)
-        way_back = case.facts.way_back
-        return cut_regions(case.image, way_back, self.probability, self.components, self.n, config, reach=reach)  # fmt: skip
-
-    def to_learn_from(self) -> "_Candidates":
-        """Those of known class; of very many false ones the most probable."""
-        classes = self.classes
-        _, peaks = sizes_and_peaks(self.components, self.n, self.probability.max(0))
-        false = np.flatnonzero(classes == NO_LESION)
-        kept = np.zeros(self.n, bool)
-        kept[false[np.argsort(-peaks[false], kind="stable")[:_MOST_FALSE]]] = True
-        kept |= classes > NO_LESION
-        numbers = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
-        return replace(self, components=numbers[self.components], n=int(kept.sum()), classes=classes[kept])
 
 
 @dataclass(frozen=True)
@@ -150,16 +86,16 @@ class _Stage:
         pair = sorted((int(first), int(second)))
         return str(self._pairs.index((pair[0], pair[1])))
 
-    def sources(self, fold: str) -> Iterator[_Source]:
+    def sources(self, fold: str) -> Iterator[Source]:
         """The cases to learn from for a fold."""
         for other in self.folds:
             if other != fold:
                 pair = self.pair_fold(fold, other)
-                yield from (_Source(self.inner, name, pair) for name in self.run.split(other).val)
+                yield from (Source(self.inner, name, pair) for name in self.run.split(other).val)
 
-    def held_out(self, fold: str) -> list[_Source]:
+    def held_out(self, fold: str) -> list[Source]:
         """The cases that the network of a fold judges."""
-        return [_Source(self.run, name, fold) for name in self.run.split(fold).val]
+        return [Source(self.run, name, fold) for name in self.run.split(fold).val]
 
 
 def _without(splits: Sequence[Split], pair: tuple[int, int]) -> Split:
@@ -306,7 +242,7 @@ def _learn(
     return network, [remark] if few else []
 
 
-def _judge(network: CorrectionNetwork, source: _Source, threshold: float, fold: str) -> JudgedCase:
+def _judge(network: CorrectionNetwork, source: Source, threshold: float, fold: str) -> JudgedCase:
     """A held-out case's candidates and what the network of its fold says of them."""
     found = source.candidates(threshold)
     scores: NDArray[Any] = (

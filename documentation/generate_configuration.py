@@ -48,7 +48,7 @@ _CONFIGURATION = """\
 <!-- Made by documentation/generate_configuration.py from the classes themselves: edit the line under the field
 in the code, then run the script. -->
 
-Four JSON files hold every choice. All are plain text that a person can read; `plan.json` and
+Five JSON files hold every choice. All are plain text that a person can read; `plan.json` and
 `postprocessing.json` are meant to be edited. Reading is strict: an unknown key, a missing key, a wrong type or an
 impossible value is an error that names the file and the key, and guesses what was meant.
 
@@ -57,6 +57,7 @@ impossible value is an error that names the file and the key, and guesses what w
 | `fingerprint.json` | facts of the dataset | `pwml_plan_and_preprocess` | no |
 | `plan.json` | what was decided from them, and why | `pwml_plan_and_preprocess` | yes, the one in the preprocessed dataset |
 | `training.json` | the recipe of a run | `pwml_train` | no: give options to `pwml_train` |
+| `correction/training.json` | the recipe of a run's correction networks | `pwml_train_correction` | no: give options to it |
 | `postprocessing.json` | how a mask is made of probabilities | `pwml_train` | yes, the one in the model folder |
 
 A key with a default may be left out. [Commands](commands.md) says how options on the command line change a recipe,

@@ -6,7 +6,7 @@ scored at the point that the other subjects chose. The networks themselves are t
 cross-validation: the subjects that choose for a subject were predicted by networks that had seen it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,9 @@ from pwmlunet.inference.choosing import (
 from pwmlunet.inference.counting import Counts, Grid, count, make_grid
 from pwmlunet.inference.postprocessing import Choice, Estimate, Figures, Postprocessing
 from pwmlunet.inference.temperature import find_temperature
+
+Score = Callable[[Counts], tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Part and whole (S,) of what is compared, from counts at one point."""
 
 FIXED_THRESHOLDS = (0.5, 0.7)
 """What the chosen point is set beside."""

@@ -1,21 +1,19 @@
 """Whether a run's correction helps: held-out cases with it beside the same without, and left out in doubt."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.bootstrap import Interval
-from pwmlunet.inference.calibration import Calibration, because, calibrate, difference_of
+from pwmlunet.inference.calibration import Calibration, Score, because, calibrate, difference_of
 from pwmlunet.inference.candidates import CaseTable, tabulate_case
-from pwmlunet.inference.choosing import Wish, refusal
+from pwmlunet.inference.choosing import refusal
 from pwmlunet.inference.correction import CORRECTION, DESCRIPTION, Correction
-from pwmlunet.inference.counting import Counts, count, make_grid
+from pwmlunet.inference.counting import count, make_grid
 from pwmlunet.inference.judged import Judged, corrected_out_of_fold
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
@@ -23,9 +21,6 @@ from pwmlunet.inference.runs import Run, facts_of, tabulate_cases, tabulate_grou
 
 WITH, WITHOUT = f"{CORRECTION}/with.json", f"{CORRECTION}/without.json"
 """In a run's folder, how masks are made with its correction and without: pwml_predict takes either."""
-
-Score = Callable[[Counts], tuple[NDArray[np.float64], NDArray[np.float64]]]
-"""Part and whole (S,) of what is compared, from counts at one point."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +65,6 @@ def try_correction(
     score: Score,
     *,
     name: str,
-    wish: Wish | None = None,
     smallest_lesion_mm3: float = 0.0,
 ) -> Trial:
     """A run's correction on trial.
@@ -79,16 +73,15 @@ def try_correction(
         run: A run with a correction.
         score: What is compared, as a mean over subjects; `name` is its name.
         name: For the verdict.
-        wish: What the points shall promise.
         smallest_lesion_mm3: Of the plan.
 
     Raises:
-        PwmlError: the wish cannot be kept, stage one was trained again since, or files are damaged.
+        PwmlError: stage one was trained again since, or files are damaged.
     """
     (plain,) = tabulate_groups([run], [(run,)])
     tables = tabulate_corrected(run)
-    without = calibrate(plain, wish, smallest_lesion_mm3=smallest_lesion_mm3)
-    found = calibrate(tables, wish, smallest_lesion_mm3=smallest_lesion_mm3)
+    without = calibrate(plain, smallest_lesion_mm3=smallest_lesion_mm3)
+    found = calibrate(tables, smallest_lesion_mm3=smallest_lesion_mm3)
     corrected = replace(found, postprocessing=replace(found.postprocessing, correction=True))
     difference, interval = difference_of(score(corrected.nested), score(without.nested))
     return Trial(

@@ -6,7 +6,7 @@ a handful of lesions cannot, and would add a dependency.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pwmlunet.errors import PwmlError
-from pwmlunet.inference.calibration import Calibration, because, calibrate, difference_of
+from pwmlunet.inference.calibration import Calibration, Score, because, calibrate, difference_of
 from pwmlunet.inference.candidates import THRESHOLDS, CaseTable, tabulate_case
 from pwmlunet.inference.choosing import Wish, check, choose_point, refusal
 from pwmlunet.inference.counting import Counts, Grid, count, leave_out, make_grid
@@ -29,9 +29,6 @@ WEIGHTS = (1.0, 0.3, 0.1)
 
 INTENSITIES = (1.0, 2.0)
 """Times the paper's deviation of intensities."""
-
-Score = Callable[[Counts], tuple[NDArray[np.float64], NDArray[np.float64]]]
-"""Part and whole (S,) of what is compared, from counts at one point."""
 
 
 @dataclass(frozen=True, eq=False)

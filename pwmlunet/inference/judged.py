@@ -131,13 +131,19 @@ def corrected_out_of_fold(
     """
     judged = judged or Judged.of_run(run.model)
     (case,) = out_of_fold(name, [run], [(run,)])
-    known = judged.cases.get(name)
+    return correct_case(run, case, judged, removes=removes)
+
+
+def correct_case(run: Run, case: OutOfFold, judged: Judged, *, removes: bool = True) -> OutOfFold:
+    """A held-out case that was read already after its correction, as `corrected_out_of_fold` has it."""
+    known = judged.cases.get(case.name)
     again = "run pwml_train_correction again"
     if known is None or known.fold != case.fold:
-        raise PwmlError(f"case {name} was not judged by the correction of {run.model.folder}: {again}")
+        raise PwmlError(f"case {case.name} was not judged by the correction of {run.model.folder}: {again}")
     components, n = find_candidates(case.probability, judged.thresholds[case.fold])
     _, peaks = sizes_and_peaks(components, n, case.probability.max(0))
-    if not np.allclose(peaks[: len(known.candidates)], [c.peak for c in known.candidates][:n], atol=_SAME_PEAK) or n != len(known.candidates):  # fmt: skip
+    judged_peaks = [candidate.peak for candidate in known.candidates]
+    if n != len(judged_peaks) or not np.allclose(peaks, judged_peaks, atol=_SAME_PEAK):
         raise PwmlError(
             f"fold {case.fold} of {run.model.folder} was trained again since its correction: {again}"
         )

@@ -52,8 +52,6 @@ class Candidate(Config):
 
     runs: tuple[str, ...]
     """Their probabilities are averaged."""
-    correction: bool
-    """Whether the run's correction judges what it finds."""
     multiply_adds_per_voxel: float
     """Of the image's own grid, for one fold and without mirrored versions; the sum over the runs."""
     value: float | None
@@ -68,6 +66,8 @@ class Candidate(Config):
     """How much the highest value is above this one."""
     difference_interval: Interval | None
     """Of the difference, paired by subject."""
+    correction: bool = False
+    """Whether the run's correction judges what it finds."""
 
     @property
     def name(self) -> str:

@@ -150,9 +150,7 @@ def train_correction(
         logger.info("stage one without folds %s and %s", first, second)
         FoldTrainer(stage.inner, stage.pair_fold(first, second)).train()
     rows = {fold: tabulate_thresholds((s.read() for s in stage.sources(fold)), labels) for fold in stage.folds}  # fmt: skip
-    thresholds = {
-        fold: choose_threshold(rows[fold]) for fold in stage.folds
-    }  # what is judged has no part in it
+    thresholds = {fold: choose_threshold(of_others) for fold, of_others in rows.items()}
     networks: dict[str, CorrectionNetwork] = {}
     cases: dict[str, JudgedCase] = {}
     remarks: list[str] = []

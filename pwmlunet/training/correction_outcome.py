@@ -16,9 +16,9 @@ from pwmlunet.evaluation.scores import CaseScores, score_case
 from pwmlunet.inference.calibration import text
 from pwmlunet.inference.candidate_classes import UNKNOWN
 from pwmlunet.inference.candidate_regions import cut_regions, find_candidates
-from pwmlunet.inference.correction import CORRECTION, Correction
+from pwmlunet.inference.correction import CORRECTION, DESCRIPTION, Correction
 from pwmlunet.inference.correction_trial import Trial, try_correction
-from pwmlunet.inference.judged import corrected_out_of_fold
+from pwmlunet.inference.judged import correct_case
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.runs import Run, facts_of, gather_runs, out_of_fold
@@ -109,7 +109,7 @@ def _thresholds(corrected: Corrected) -> Iterator[str]:
 
 def _page(run: Run, corrected: Corrected, trial: Trial) -> CorrectionPage:
     judged, model = corrected.judged, run.model
-    correction = Correction.read(model.folder / CORRECTION / "correction.json")
+    correction = Correction.read(model.folder / CORRECTION / DESCRIPTION)
     numbered = list(_candidates(corrected, trial.corrected.postprocessing))
     rows = [row for _, _, row in numbered]
     shown = [numbered[i] for i in worth_showing(rows)]
@@ -176,7 +176,7 @@ def _scores(
     cases: dict[str, list[CaseScores]] = {name: [] for name in points}
     for name in run.files:
         (plain,) = out_of_fold(name, [run], [(run,)])
-        after = corrected_out_of_fold(run, name, corrected.judged)
+        after = correct_case(run, plain, corrected.judged)
         for point, settings in points.items():
             case = after if settings.correction else plain
             labels, spacing = run.model.labels, case.spacing_zyx_mm

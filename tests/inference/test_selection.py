@@ -429,3 +429,17 @@ def test_too_few_lesions_try_no_crf(runs):
     assert found.postprocessing.crf is None
     (reason,) = (line for line in found.text.splitlines() if "CRF" in line)
     assert reason.startswith("  no CRF was tried: ") and "are too few to choose from" in reason
+
+
+def test_what_an_older_version_found_best_is_read(runs):
+    """Without a word of corrections."""
+    runs.add("a", perfect)
+    runs.find()
+    path = runs.folder / "best.json"
+    content = json.loads(path.read_text())
+    del content["correction"]
+    for candidate in content["candidates"]:
+        del candidate["correction"]
+    path.write_text(json.dumps(content))
+    best = read_best(runs.folder)
+    assert best.runs == ("a",) and not best.candidates[0].correction

@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ def command(function: Callable[[argparse.Namespace], None]) -> Callable[[Callabl
         return main
 
     return with_parser
+
+
+@contextmanager
+def stopping_in_order() -> Iterator[None]:
+    """Ends the command with exit code 130 where a signal stopped a training that was saved."""
+    from pwmlunet.training.interruption import TrainingStoppedError
+
+    try:
+        yield
+    except TrainingStoppedError as error:
+        say(f"{error}; the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 say = print  # the closing lines of commands are what a user reads

@@ -1,10 +1,18 @@
 """pwml_train_correction."""
 
 import argparse
-import sys
 from typing import Any
 
-from pwmlunet.cli.command import Parser, add_device, add_settings, command, new_parser, overlay, say
+from pwmlunet.cli.command import (
+    Parser,
+    add_device,
+    add_settings,
+    command,
+    new_parser,
+    overlay,
+    say,
+    stopping_in_order,
+)
 from pwmlunet.errors import PwmlError
 
 
@@ -12,11 +20,10 @@ def _run_train_correction(arguments: argparse.Namespace) -> None:
     from pwmlunet.data.workspace import Workspace
     from pwmlunet.training.correction import train_correction as train
     from pwmlunet.training.correction_outcome import conclude
-    from pwmlunet.training.interruption import TrainingStoppedError
 
     workspace = Workspace.from_environment()
     run = _find_run(workspace, arguments)
-    try:
+    with stopping_in_order():
         corrected = train(
             workspace,
             arguments.dataset,
@@ -25,9 +32,6 @@ def _run_train_correction(arguments: argparse.Namespace) -> None:
             folds=arguments.folds or (),
             device=arguments.device,
         )
-    except TrainingStoppedError as error:
-        say(f"{error}; the same command goes on", file=sys.stderr)
-        sys.exit(130)
     say(conclude(workspace, arguments.dataset, corrected).text)
 
 

@@ -1,10 +1,17 @@
 """pwml_reproduce."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from pwmlunet.cli.command import Parser, add_device, add_pretrained, command, new_parser, say
+from pwmlunet.cli.command import (
+    Parser,
+    add_device,
+    add_pretrained,
+    command,
+    new_parser,
+    say,
+    stopping_in_order,
+)
 
 
 def _run_reproduce(arguments: argparse.Namespace) -> None:
@@ -12,7 +19,6 @@ def _run_reproduce(arguments: argparse.Namespace) -> None:
     from pwmlunet.reproduction.page import check_place, text, write_reproduction
     from pwmlunet.reproduction.reproduce import Wishes, page_of, reproduce
     from pwmlunet.reproduction.studies import QUICK, get_study
-    from pwmlunet.training.interruption import TrainingStoppedError
 
     study = get_study(arguments.study).only(arguments.rows)
     workspace = Workspace.from_environment()
@@ -25,11 +31,8 @@ def _run_reproduce(arguments: argparse.Namespace) -> None:
         pretrained=Path(arguments.pretrained) if arguments.pretrained else None,
         quick=QUICK if arguments.quick else None,
     )
-    try:
+    with stopping_in_order():
         found = reproduce(workspace, arguments.dataset, study, wishes)
-    except TrainingStoppedError as error:
-        say(f"{error}; the same command goes on", file=sys.stderr)
-        sys.exit(130)
     write_reproduction(path, found)
     say(text(found))
     say(f"\nfigures beside the paper's in {path}")

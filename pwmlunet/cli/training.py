@@ -1,7 +1,6 @@
 """pwml_train."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from pwmlunet.cli.command import (
     new_parser,
     overlay,
     say,
+    stopping_in_order,
 )
 from pwmlunet.errors import PwmlError
 
@@ -47,7 +47,6 @@ def _run_train(arguments: argparse.Namespace) -> None:
     from pwmlunet.data.workspace import Workspace
     from pwmlunet.evaluation.summary import summarise
     from pwmlunet.evaluation.tables import table
-    from pwmlunet.training.interruption import TrainingStoppedError
     from pwmlunet.training.pretrained import check_pretrained
     from pwmlunet.training.run import open_run
     from pwmlunet.training.trainer import FoldTrainer
@@ -57,11 +56,8 @@ def _run_train(arguments: argparse.Namespace) -> None:
         run.split(fold)  # an unknown fold is told before the first is trained
     check_pretrained(run, arguments.fold)
     for fold in arguments.fold:
-        try:
+        with stopping_in_order():
             scores = FoldTrainer(run, fold).train()
-        except TrainingStoppedError as error:
-            say(f"{error}; the same command goes on", file=sys.stderr)
-            sys.exit(130)
         if scores:
             say(table(summarise(scores), scores))
         say(f"fold {fold} is trained{'' if scores else ' already'}: {run.model.fold_folder(fold)}")

@@ -9,10 +9,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 from zipfile import BadZipFile
 
 from pwmlunet.errors import PwmlError
+
+reading_headers = RLock()
+"""Held while numpy reads an array's header: Python before 3.11.8 may fail where two threads parse at once."""
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
@@ -126,8 +130,10 @@ def reading_arrays(path: Path, what: str) -> Iterator[Mapping[str, Any]]:
     import numpy as np  # --help does without
 
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with reading_headers, path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             yield arrays
+    except FileNotFoundError as error:
+        raise PwmlError(f"{path} does not exist, and should be a {what}") from error
     except OSError as error:
         raise explain(error, path, "read") from error
     except (ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile, zlib.error) as error:

@@ -1,12 +1,10 @@
 """Preprocessed cases on disk: arrays that are read by region, and the way back to the scanner's grid."""
 
-import zlib
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 from pwmlunet.config import Config
 from pwmlunet.data.image import Geometry
 from pwmlunet.errors import PwmlError
-from pwmlunet.files import explain, make_folder
+from pwmlunet.files import explain, make_folder, reading_arrays, reading_headers
 
 SliceAxis = Literal["z", "y", "x", "axial", "coronal", "sagittal"]
 
@@ -200,10 +198,12 @@ class CaseStore:
         if facts is None:
             raise PwmlError(f"case {name} is not preprocessed in {self.folder}: run pwml_plan_and_preprocess")
         try:
-            image = np.load(folder / "image.npy", mmap_mode="r")
-            mask = np.load(folder / "mask.npy", mmap_mode="r") if (folder / "mask.npy").is_file() else None
+            with reading_headers:
+                image = np.load(folder / "image.npy", mmap_mode="r")
+                path = folder / "mask.npy"
+                mask = np.load(path, mmap_mode="r") if path.is_file() else None
         except (OSError, ValueError, EOFError) as error:
-            raise _damaged(folder, error) from error
+            raise PwmlError(f"{folder} is damaged ({error}): delete it and run pwml_plan_and_preprocess") from error  # fmt: skip
         return PreprocessedCase(facts, image, mask)
 
     def remove(self, name: str) -> None:
@@ -213,13 +213,6 @@ class CaseStore:
 
     def reference(self, name: str) -> NDArray[np.uint8]:
         """The case's mask on the grid of its own files."""
-        path = self.folder / name / "reference.npz"
-        try:
-            with path.open("rb") as file, np.load(file) as arrays:
-                return np.asarray(arrays["reference"])
-        except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
-            raise _damaged(path.parent, error) from error
-
-
-def _damaged(folder: Path, error: Exception) -> PwmlError:
-    return PwmlError(f"{folder} is damaged ({error}): delete it and run pwml_plan_and_preprocess")
+        what = "mask of a preprocessed case: delete its folder and run pwml_plan_and_preprocess"
+        with reading_arrays(self.folder / name / "reference.npz", what) as arrays:
+            return np.asarray(arrays["reference"])

@@ -1,7 +1,5 @@
 """Probabilities in files: written small and in their order, read from us and from others, checked."""
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ from numpy.typing import NDArray
 
 from pwmlunet.config import join
 from pwmlunet.errors import PwmlError
-from pwmlunet.files import explain, replacing
+from pwmlunet.files import reading_arrays, replacing
 
 MOST_LOGIT = 16.0
 """Where logits end: beyond it, a probability in single precision is 0 or 1."""
@@ -55,19 +53,11 @@ def read_probability(path: Path, shape_zyx: tuple[int, ...], n_targets: int) -> 
     Raises:
         PwmlError: the file is damaged, of another shape, or holds values outside [0, 1].
     """
-    try:
-        with path.open("rb") as file:
-            arrays = np.load(file)
-            if isinstance(arrays, np.ndarray):
-                raise ValueError("a single array")
-            names = [name for name in ("probability", "probabilities") if name in arrays]
-            if not names:
-                raise PwmlError(f"{path} holds no array called probability: write it with pwml_predict --save-probabilities")  # fmt: skip
-            probability = np.asarray(arrays[names[0]])
-    except OSError as error:
-        raise explain(error, path, "read") from error
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise PwmlError(f"{path} is damaged or no .npz of probabilities: write it again") from error
+    with reading_arrays(path, ".npz of probabilities: write it again") as arrays:
+        names = [name for name in ("probability", "probabilities") if name in arrays]
+        if not names:
+            raise PwmlError(f"{path} holds no array called probability: write it with pwml_predict --save-probabilities")  # fmt: skip
+        probability = np.asarray(arrays[names[0]])
     if probability.dtype.kind not in "fiub":
         raise PwmlError(f"{path} holds {probability.dtype} values: probabilities must be numbers from 0 to 1")
     if names[0] == "probabilities" and probability.shape[:1] == (n_targets + 1,):

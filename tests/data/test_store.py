@@ -1,3 +1,7 @@
+import gc
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -167,8 +171,33 @@ def test_cut_arrays_are_told(store, name, n_bytes):
 def test_a_broken_reference_is_told(store, content):
     path = store.folder / "sub-01" / "reference.npz"
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(PwmlError, match="sub-01 is damaged"):
+    with pytest.raises(PwmlError, match=r"sub-01.reference.npz (is damaged|does not exist).* run pwml_plan"):
         store.reference("sub-01")
+
+
+def test_a_case_is_read_in_several_threads_at_once(store):
+    # Python 3.11.7 fails where one thread is stopped within a parse by the garbage collector, and another,
+    # called from another depth, parses meanwhile
+    def read(depth):
+        return (
+            read(depth - 1) if depth else (store.read("sub-01").image.shape, store.reference("sub-01").shape)
+        )
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(_rest_within_a_parse)
+    gc.set_threshold(7)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            shapes = set(pool.map(read, [0, 3] * 5))
+    finally:
+        gc.callbacks.remove(_rest_within_a_parse)
+        gc.set_threshold(*threshold)
+    assert shapes == {((2, 2, 16, 12), (6, 2, 5))}
+
+
+def _rest_within_a_parse(*_):
+    if sys._getframe(1).f_code.co_name == "parse":
+        time.sleep(0.01)
 
 
 def test_code_in_an_array_is_not_run(store):

@@ -274,7 +274,7 @@ def test_a_density_comes_back_from_its_file(tmp_path):
 
 def test_a_file_that_is_no_density_is_told(tmp_path):
     path = tmp_path / "density.npz"
-    with pytest.raises(PwmlError, match=r"cannot read .*density\.npz: it does not exist"):
+    with pytest.raises(PwmlError, match=r"density\.npz does not exist, and should be a prior density"):
         Density.read(path)
     density = fit_density(cases_of(), CONFIG)
     density.write(path)

@@ -28,9 +28,9 @@ from pwmlunet.evaluation.scores import CaseScores, TargetScores
 from pwmlunet.evaluation.sizes import SizeBin
 from pwmlunet.evaluation.summary import Mean, Summary, TargetSummary
 from pwmlunet.evaluation.voxels import VoxelScores
+from pwmlunet.inference.best import Best
+from pwmlunet.inference.best import Candidate as Contender
 from pwmlunet.inference.postprocessing import Choice, Estimate, Figures, Postprocessing
-from pwmlunet.inference.selection import Best
-from pwmlunet.inference.selection import Candidate as Contender
 from pwmlunet.networks import NETWORKS
 from pwmlunet.networks.correction import CorrectionConfig
 from pwmlunet.networks.dense_crf import DenseCrfConfig

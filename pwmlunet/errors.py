@@ -15,3 +15,12 @@ class PwmlError(Exception):
         if len(problems) == 1:
             return cls(problems[0])
         return cls("\n".join([f"{headline} ({len(problems)}):", *(f"  - {p}" for p in problems)]))
+
+    @classmethod
+    def of_some(cls, problems: Sequence[str], n_all: int, what: str) -> "PwmlError":
+        """One error for the cases that failed among all, which says that the work on the others is not lost."""
+        if len(problems) == n_all:
+            return cls.listing(f"all {what} failed", problems)
+        if len(problems) == 1:
+            return cls(f"{problems[0]} (the other {what} are done)")
+        return cls.listing(f"{len(problems)} of {n_all} {what} failed, the others are done", problems)

@@ -37,7 +37,7 @@ def _run_train_correction(arguments: argparse.Namespace) -> None:
 
 def _find_run(workspace: Any, arguments: argparse.Namespace) -> str:
     """The name of the run that is meant: that of -c, else the one that pwml_find_best chose, else the only one."""
-    from pwmlunet.inference.selection import find_models
+    from pwmlunet.inference.best import find_models
 
     models, _ = find_models(workspace, arguments.dataset, arguments.configuration)
     if len(models) > 1:

@@ -120,9 +120,9 @@ def _find_ending(folder: Path) -> str:
 def _models(arguments: argparse.Namespace) -> Any:
     """The models that are meant, and their postprocessing."""
     from pwmlunet.data.workspace import Workspace
+    from pwmlunet.inference.best import find_models
     from pwmlunet.inference.correction_trial import other_settings
     from pwmlunet.inference.model import TrainedModel
-    from pwmlunet.inference.selection import find_models
 
     if arguments.model:
         models = [TrainedModel.open(arguments.model)]

@@ -60,7 +60,7 @@ def register_files(fixed: Path, moving: Path, output: Path) -> dict[Path, Regist
     pairs = _pairs_in(fixed, moving, output) if moving.is_dir() else [_pair(fixed, moving, output)]
     found, problems = map_cases(register_pair, pairs, workers=default_workers(), title="registering")
     if problems:
-        raise PwmlError.listing("these images could not be registered", problems)
+        raise PwmlError.of_some(problems, len(pairs), "pairs")
     return {pair.output: registered for pair, registered in zip(pairs, found, strict=True)}
 
 

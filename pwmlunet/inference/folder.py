@@ -60,7 +60,7 @@ def predict_folder(
         except PwmlError as error:
             problems.append(name_case(error, case.name))
     if problems:
-        raise PwmlError.listing(f"{len(problems)} of {len(todo)} cases failed, the others are done", problems)
+        raise PwmlError.of_some(problems, len(todo), "cases")
     return len(todo)
 
 

@@ -12,7 +12,7 @@ from pwmlunet.data.dataset import FOLDER_NAME, Labels
 from pwmlunet.data.workspace import Workspace, is_called
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import read_json, replacing
-from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.inference.postprocessing import SETTINGS, Postprocessing
 from pwmlunet.networks.base import SegmentationNetwork
 from pwmlunet.planning.alignment import REFERENCE, CoarseImage
 from pwmlunet.planning.density import Density
@@ -62,7 +62,7 @@ class TrainedModel:
         if not isinstance(chosen, str):
             raise PwmlError(f"{folder / 'training.json'} names no configuration: copy the model again")
         _, configuration = plan.configuration(chosen)
-        postprocessing = folder / "postprocessing.json"
+        postprocessing = folder / SETTINGS
         return cls(
             folder,
             plan,

@@ -1,7 +1,9 @@
 """From probabilities to a mask, and who chose how."""
 
 import math
+import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ from pwmlunet.networks.dense_crf import DenseCrfConfig
 
 MOST_CUT = 12.0
 """Up to this logit probabilities in single precision tell logits apart to 1/100."""
+
+SETTINGS = "postprocessing.json"
+"""In the folder of a run, and of a dataset's runs where several predict together."""
 
 _ROUNDING = 1e-6
 
@@ -219,3 +224,10 @@ def sizes_and_peaks(
     peaks = np.zeros(n, probability.dtype)
     np.maximum.at(peaks, number, probability.ravel()[index])
     return np.bincount(number, minlength=n), peaks
+
+
+def write_settings(path: Path, postprocessing: Postprocessing, unchosen: Postprocessing) -> None:
+    """Writes the settings; others that were there, which a person may have made, are kept as postprocessing.json.old."""
+    if path.is_file() and Postprocessing.read(path) not in (unchosen, postprocessing):
+        shutil.copyfile(path, path.with_name(f"{path.name}.old"))
+    postprocessing.write(path)

@@ -1,20 +1,16 @@
 """Selection: which of a dataset's trained runs, or which of them together, predicts best, and at what point."""
 
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pwmlunet.config import Config
-from pwmlunet.data.dataset import FOLDER_NAME
-from pwmlunet.data.workspace import Workspace, is_called
+from pwmlunet.data.workspace import Workspace
 from pwmlunet.errors import PwmlError
-from pwmlunet.evaluation.bootstrap import Interval, difference_interval, ratio_interval
+from pwmlunet.evaluation.bootstrap import difference_interval, ratio_interval
+from pwmlunet.inference.best import BEST, VERSION, Best, Candidate, Criterion, lines_of, name_of
 from pwmlunet.inference.calibration import Calibration, because, calibrate, text
 from pwmlunet.inference.candidates import CaseTable
 from pwmlunet.inference.choosing import Wish, refusal
@@ -26,8 +22,8 @@ from pwmlunet.inference.correction_trial import (
 from pwmlunet.inference.counting import Counts
 from pwmlunet.inference.crf_trial import try_crf
 from pwmlunet.inference.judged import is_corrected
-from pwmlunet.inference.model import TrainedModel, find_model
-from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.inference.model import TrainedModel
+from pwmlunet.inference.postprocessing import SETTINGS, Postprocessing, write_settings
 from pwmlunet.inference.runs import (
     Run,
     comparable_runs,
@@ -37,69 +33,7 @@ from pwmlunet.inference.runs import (
     tabulate_groups,
 )
 
-Criterion = Literal["lesion_f1", "lesion_recall", "dice"]
-
-_FILE = "best.json"
-_SHOWN = 10  # candidates that are printed
-_POSTPROCESSING = "postprocessing.json"
-_VERSION = 1
 _TIE = 1e-6
-
-
-@dataclass(frozen=True)
-class Candidate(Config):
-    """A run, or several together, judged on the cases that its networks did not learn from."""
-
-    runs: tuple[str, ...]
-    """Their probabilities are averaged."""
-    multiply_adds_per_voxel: float
-    """Of the image's own grid, for one fold and without mirrored versions; the sum over the runs."""
-    value: float | None
-    """The criterion, each subject at the point that the others chose; None without lesions."""
-    interval: Interval | None
-    """Of the value; None with one subject."""
-    dice: float | None
-    """Mean over subjects with lesions; it decides between equals."""
-    false_positives_per_clean_subject: float | None
-    """False lesions in subjects without any, which the criterion does not see; None without such subjects."""
-    difference: float | None
-    """How much the highest value is above this one."""
-    difference_interval: Interval | None
-    """Of the difference, paired by subject."""
-    correction: bool = False
-    """Whether the run's correction judges what it finds."""
-
-    @property
-    def name(self) -> str:
-        """The runs' names."""
-        return _named(self.runs, self.correction)
-
-
-@dataclass(frozen=True)
-class Best(Config):
-    """What predicts best; `best.json` beside a dataset's runs."""
-
-    version: int
-    """Of this file's layout."""
-    runs: tuple[str, ...]
-    """The runs whose probabilities are averaged, by the names of their folders."""
-    postprocessing: str
-    """The file with their settings, from the folder of best.json."""
-    criterion: Criterion
-    """What was compared: the mean of lesion F1, lesion recall or Dice over the subjects with lesions."""
-    reasons: tuple[str, ...]
-    """Why these runs, and which could not be compared."""
-    candidates: tuple[Candidate, ...]
-    """All that was compared, the highest value first."""
-    correction: bool = False
-    """Whether the correction of the only run judges what it finds."""
-
-    def problems(self) -> Iterator[str]:
-        """What a hand or another version may have written."""
-        if self.version != _VERSION:
-            yield f"it is of version {self.version}, not {_VERSION}: run pwml_find_best again"
-        if not self.runs:
-            yield "runs must name at least one run: run pwml_find_best again"
 
 
 @dataclass(frozen=True)
@@ -157,48 +91,14 @@ def find_best(
         )
     elif crf:
         postprocessing = because(postprocessing, "no CRF was tried: a correction judges what networks say, not what a CRF makes of it")  # fmt: skip
-    file = _POSTPROCESSING if len(names) > 1 else f"{names[0]}/{_POSTPROCESSING}"
+    file = SETTINGS if len(names) > 1 else f"{names[0]}/{SETTINGS}"
     ranked = tuple(sorted(candidates, key=_rank))
     reasons = (reason, *unable, *remarks, *left_out)
-    best = Best(_VERSION, names, file, criterion, reasons, ranked, postprocessing.correction)
+    best = Best(VERSION, names, file, criterion, reasons, ranked, postprocessing.correction)
     write_settings(folder / file, postprocessing, TrainedModel.open(folder / names[0]).unchosen)
-    best.write(folder / _FILE)
-    closing = f"written to {folder / _FILE} and {folder / file}: pwml_predict uses it from now on"
-    return Found(best, postprocessing, "\n".join([*_lines(best), text(postprocessing), closing]))
-
-
-def read_best(folder: Path) -> Best | None:
-    """What was found to be best in a dataset's folder of results; None where nobody looked.
-
-    Raises:
-        PwmlError: best.json is broken.
-    """
-    path = folder / _FILE
-    return Best.read(path) if path.is_file() else None
-
-
-def find_models(
-    workspace: Workspace, dataset: str | None, run: str | None
-) -> tuple[list[TrainedModel], Postprocessing]:
-    """The models to predict with and their settings: the run that is named, else the best, else the only one.
-
-    Raises:
-        PwmlError: there is none, or several and nothing says which.
-    """
-    trained = {p.parents[2] for p in workspace.results.glob("*/*/fold_*/weights.pt")}
-    folders = sorted(folder for folder in trained if FOLDER_NAME.fullmatch(folder.name))
-    folders = [f for f in folders if dataset is None or is_called(f, dataset)]
-    best = read_best(folders[0]) if run is None and len(folders) == 1 else None
-    if best is None:
-        model = find_model(workspace, dataset, run)
-        return [model], model.postprocessing
-    for name in best.runs:
-        if not (folders[0] / name / "training.json").is_file():
-            raise PwmlError(f"{folders[0] / _FILE} names the run {name}, which is not there: run pwml_find_best again, or name a run with -c")  # fmt: skip
-    path = folders[0] / best.postprocessing
-    if not path.is_file():
-        raise PwmlError(f"{folders[0] / _FILE} names {best.postprocessing}, which is not there: run pwml_find_best again, or name a run with -c")  # fmt: skip
-    return [TrainedModel.open(folders[0] / name) for name in best.runs], Postprocessing.read(path)
+    best.write(folder / BEST)
+    closing = f"written to {folder / BEST} and {folder / file}: pwml_predict uses it from now on"
+    return Found(best, postprocessing, "\n".join([*lines_of(best), text(postprocessing), closing]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +112,7 @@ class _Contender:
     @property
     def name(self) -> str:
         """The runs' names."""
-        return _named([run.name for run in self.group], self.correction)
+        return name_of([run.name for run in self.group], self.correction)
 
     @property
     def smallest_lesion_mm3(self) -> float:
@@ -335,6 +235,11 @@ def _pick(candidates: Sequence[Candidate]) -> tuple[int, str]:
     """The cheapest candidate that cannot be told from the best, and why in words."""
     order = sorted(range(len(candidates)), key=lambda i: _rank(candidates[i]))
     top = order[0]
+    if candidates[top].value == 0:
+        return (
+            top,
+            f"no candidate finds a lesion of the held-out cases, so {candidates[top].name} is as good as any: train longer",
+        )
     if len(candidates) == 1:
         return top, f"{candidates[top].name} is the only run: nothing was compared"
     able = [i for i in order if i == top or _cannot_tell(candidates[i])]
@@ -362,34 +267,3 @@ def _reason(candidates: Sequence[Candidate], top: int, chosen: int) -> str:
         f"{best.name} has the highest value, but its difference to {name}, {gap:.2f} "
         f"[{interval.low:.2f}, {interval.high:.2f}], may be noise, and {name} is {cheaper}"
     )
-
-
-def _named(runs: Sequence[str], correction: bool) -> str:
-    return " + ".join(runs) + (", corrected" if correction else "")
-
-
-def write_settings(path: Path, postprocessing: Postprocessing, unchosen: Postprocessing) -> None:
-    """Writes the settings; others that were there, which a person may have made, are kept as postprocessing.json.old."""
-    if path.is_file() and Postprocessing.read(path) not in (unchosen, postprocessing):
-        shutil.copyfile(path, path.with_name(f"{path.name}.old"))
-    postprocessing.write(path)
-
-
-def _lines(best: Best) -> Iterator[str]:
-    """The first candidates as a table, and the reasons."""
-    shown = best.candidates[:_SHOWN]
-    yield "means over subjects with lesions:"
-    names = [f"all {len(c.runs)} together" if len(c.runs) > 2 else c.name for c in shown]
-    width = max(len("candidate"), *map(len, names)) + 2
-    yield f"{'candidate':<{width}}{best.criterion:<20}{'Dice':<7}{'false+ if clean':<17}multiply-adds a voxel"
-    for name, c in zip(names, shown, strict=True):
-        spread = f" [{c.interval.low:.2f}, {c.interval.high:.2f}]" if c.interval else ""
-        figures = (c.value, c.dice, c.false_positives_per_clean_subject)
-        value, dice, false = ("-" if v is None else f"{v:.2f}" for v in figures)
-        yield f"{name:<{width}}{value + spread:<20}{dice:<7}{false:<17}{c.multiply_adds_per_voxel:,.0f}"
-    if len(shown) < len(best.candidates):
-        yield f"and {len(best.candidates) - len(shown)} more, in {_FILE}"
-    if len(best.candidates) > 1:
-        yield "the same subjects choose among the candidates, so that the highest value is a little too good"
-    yield f"best: {_named(best.runs, best.correction)}"
-    yield from (f"  {reason}" for reason in best.reasons)

@@ -118,7 +118,7 @@ def _preprocess(
 
     _, problems = map_cases(prepare_and_keep, todo, workers=workers, title="preprocess")
     if problems:
-        raise PwmlError.listing("cases could not be preprocessed, the others are done", problems)
+        raise PwmlError.of_some(problems, len(todo), "cases")
     for stale in sorted(set(store.names()) - names):
         store.remove(stale)
     return len(todo)

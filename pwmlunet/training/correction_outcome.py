@@ -13,6 +13,7 @@ from pwmlunet.data.workspace import Workspace
 from pwmlunet.evaluation.comparison import ScoreComparison, compare
 from pwmlunet.evaluation.runs import ScoredRun
 from pwmlunet.evaluation.scores import CaseScores, score_case
+from pwmlunet.inference.best import read_best
 from pwmlunet.inference.calibration import text
 from pwmlunet.inference.candidate_classes import UNKNOWN
 from pwmlunet.inference.candidate_regions import cut_regions, find_candidates
@@ -20,9 +21,9 @@ from pwmlunet.inference.correction import CORRECTION, DESCRIPTION, Correction
 from pwmlunet.inference.correction_trial import Trial, try_correction
 from pwmlunet.inference.judged import correct_case
 from pwmlunet.inference.model import TrainedModel
-from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.inference.postprocessing import SETTINGS, Postprocessing, write_settings
 from pwmlunet.inference.runs import Run, facts_of, gather_runs, out_of_fold
-from pwmlunet.inference.selection import read_best, sums_of, write_settings
+from pwmlunet.inference.selection import sums_of
 from pwmlunet.report.correction import (
     CandidatePicture,
     CorrectionPage,
@@ -71,7 +72,7 @@ def conclude(workspace: Workspace, dataset: str, corrected: Corrected) -> Outcom
 
 def _settle(model: TrainedModel, trial: Trial) -> Iterator[str]:
     """Writes the settings that follow, and says what predictions will be made with."""
-    path = model.folder / "postprocessing.json"
+    path = model.folder / SETTINGS
     before = model.postprocessing
     if not (trial.helps or before.correction or before == model.unchosen):
         yield f"{path} stays as it is"

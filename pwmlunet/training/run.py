@@ -17,7 +17,7 @@ from pwmlunet.data.workspace import Workspace
 from pwmlunet.errors import PwmlError
 from pwmlunet.files import make_folder, read_json, write_json
 from pwmlunet.inference.model import ALL, DENSITY, TrainedModel
-from pwmlunet.inference.postprocessing import Postprocessing
+from pwmlunet.inference.postprocessing import SETTINGS, Postprocessing
 from pwmlunet.planning.alignment import REFERENCE
 from pwmlunet.planning.density import Density, fit_densities_of_others, fit_density
 from pwmlunet.planning.density_picture import draw_density
@@ -184,7 +184,7 @@ def _begin(folder: Path, config: TrainingConfig, plan: Plan, *, labels: Path, re
         differing = []
         write_json(folder / "plan.json", plan.to_dict())
         write_json(folder / "dataset.json", read_json(labels))
-        Postprocessing(smallest_lesion_mm3=plan.smallest_lesion_mm3).write(folder / "postprocessing.json")
+        Postprocessing(smallest_lesion_mm3=plan.smallest_lesion_mm3).write(folder / SETTINGS)
         if reference.is_file():
             shutil.copyfile(reference, folder / REFERENCE)
     if not differing:

@@ -131,6 +131,19 @@ def test_several_problems_are_one_error_and_one_is_its_own_sentence() -> None:
     assert str(PwmlError.listing("one thing", ["a"])) == "a"
 
 
+@pytest.mark.parametrize(
+    ("problems", "text"),
+    [
+        (["a"], "a (the other cases are done)"),
+        (["a", "b"], "2 of 3 cases failed, the others are done (2):\n  - a\n  - b"),
+        (["a", "b", "c"], "all cases failed (3):\n  - a\n  - b\n  - c"),
+    ],
+)
+def test_an_error_of_some_cases_says_that_the_others_are_done(problems, text):
+    assert str(PwmlError.of_some(problems, 3, "cases")) == text
+    assert str(PwmlError.of_some(["a"], 1, "cases")) == "a"
+
+
 def test_a_table_has_a_header_and_empty_cells(tmp_path):
     write_csv(tmp_path / "a.csv", ["case", "mm"], [{"case": "a, b", "mm": None}, {"case": "ü", "mm": 2 / 3}])
     text = (tmp_path / "a.csv").read_text(encoding="utf-8")

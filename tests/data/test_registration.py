@@ -215,3 +215,15 @@ def test_wrong_arguments_are_told(folders: tuple[Path, Path, Path]) -> None:
             register_files(*arguments)
         assert words in str(caught.value)
     assert not out.exists()
+
+
+def test_one_damaged_image_does_not_keep_the_others_from_being_registered(
+    folders: tuple[Path, Path, Path],
+) -> None:
+    flair, t1, out = folders
+    (t1 / "sub-02.mha").write_bytes((t1 / "sub-02.mha").read_bytes()[:400])
+    with pytest.raises(PwmlError) as caught:
+        register_files(flair, t1, out)
+    assert "t1/sub-02.mha cannot be read" in str(caught.value)
+    assert str(caught.value).endswith("(the other pairs are done)")
+    assert sorted(p.name for p in out.iterdir()) == ["sub-01_0001.nrrd", "sub-01_0001_check.png"]

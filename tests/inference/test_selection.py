@@ -10,13 +10,14 @@ from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.bootstrap import Interval
 from pwmlunet.evaluation.lesions import find_lesions
 from pwmlunet.evaluation.probabilities import write_probability
+from pwmlunet.inference.best import find_models, read_best
 from pwmlunet.inference.choosing import Wish
 from pwmlunet.inference.counting import count, make_grid
 from pwmlunet.inference.crf_trial import _choose, _pixels_mm, _Tried, settings
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.runs import gather_runs, multiply_adds, tabulate_groups
-from pwmlunet.inference.selection import find_best, find_models, read_best
+from pwmlunet.inference.selection import find_best
 from pwmlunet.networks.dense_crf import DenseCrfConfig
 
 FOLDS = {"sub-01_ses-1": "0", "sub-01_ses-2": "0", "sub-02": "1", "sub-03": "2", "sub-04": "3"}
@@ -261,6 +262,15 @@ def test_settings_made_by_hand_are_kept(runs):
     runs.find()
     assert Postprocessing.read(run / "postprocessing.json.old") == edited
     assert Postprocessing.read(run / "postprocessing.json").threshold == 0.5
+
+
+@pytest.mark.parametrize("names", [["blind"], ["blind", "dark"]])
+def test_runs_that_find_nothing_are_not_called_the_best(runs, names):
+    for name in names:
+        runs.add(name, blind)
+    found = runs.find()
+    assert found.best.candidates[0].value == 0
+    assert found.best.reasons[0].startswith("no candidate finds a lesion of the held-out cases")
 
 
 def test_a_wish_is_kept_or_told(runs):

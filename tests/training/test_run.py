@@ -9,9 +9,9 @@ import pytest
 
 from pwmlunet.data.splits import Split
 from pwmlunet.errors import PwmlError
+from pwmlunet.inference.best import find_models
 from pwmlunet.inference.model import DENSITY, TrainedModel, find_model
 from pwmlunet.inference.runs import gather_runs
-from pwmlunet.inference.selection import find_models
 from pwmlunet.planning.alignment import REFERENCE
 from pwmlunet.training import run as run_module
 from pwmlunet.training import trainer as trainer_module

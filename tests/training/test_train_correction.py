@@ -9,12 +9,13 @@ import torch
 from pwmlunet.data.store import CaseStore
 from pwmlunet.errors import PwmlError
 from pwmlunet.evaluation.probabilities import write_probability
+from pwmlunet.inference.best import find_models
 from pwmlunet.inference.correction import Corrector
 from pwmlunet.inference.judged import Judged, corrected_out_of_fold
 from pwmlunet.inference.model import TrainedModel
 from pwmlunet.inference.postprocessing import Postprocessing
 from pwmlunet.inference.runs import gather_runs
-from pwmlunet.inference.selection import find_best, find_models
+from pwmlunet.inference.selection import find_best
 from pwmlunet.planning.pipeline import plan_and_preprocess
 from pwmlunet.training.correction import train_correction
 from pwmlunet.training.correction_learning import CorrectionRecipe

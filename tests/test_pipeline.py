@@ -203,7 +203,7 @@ def test_unknown_names(trained, refuses):
 
 
 def test_training_before_planning(home, refuses):
-    assert "nothing is planned yet" in refuses("train", "1", "0")
+    assert "Dataset001_Tiny is not planned yet" in refuses("train", "1", "0")
 
 
 # What is wrong with images and masks

@@ -42,7 +42,7 @@ class Workspace:
     def find_raw(self, identifier: str) -> Path:
         """The raw dataset folder of a number (1), a full name (Dataset001_T1) or a short one (T1)."""
         places = [self.raw, *self.more_raw]
-        folders = _datasets([p for p in places if p.is_dir()])
+        folders = _datasets(places)
         if not folders:
             raise PwmlError(
                 f"no dataset found in {join(places)}: put a folder DatasetNNN_Name there, or set PWML_RAW"
@@ -51,7 +51,10 @@ class Workspace:
 
     def find_preprocessed(self, identifier: str) -> Path:
         """The folder of a planned dataset."""
-        folders = _datasets([self.preprocessed] if self.preprocessed.is_dir() else [])
+        folders = _datasets([self.preprocessed])
+        raw = [f for f in _datasets([self.raw, *self.more_raw]) if is_called(f, identifier)]
+        if raw and not any(is_called(folder, identifier) for folder in folders):
+            raise PwmlError(f"{raw[0].name} is not planned yet: run pwml_plan_and_preprocess -d {identifier}")
         if not folders:
             raise PwmlError(
                 f"nothing is planned yet in {self.preprocessed}: run pwml_plan_and_preprocess -d {identifier}"
@@ -60,7 +63,8 @@ class Workspace:
 
 
 def _datasets(parents: list[Path]) -> list[Path]:
-    found = {p.resolve(): p for parent in parents for p in sorted(parent.iterdir())}
+    there = [parent for parent in parents if parent.is_dir()]
+    found = {p.resolve(): p for parent in there for p in sorted(parent.iterdir())}
     return [p for p in found.values() if p.is_dir() and FOLDER_NAME.fullmatch(p.name)]
 
 

@@ -80,7 +80,11 @@ def test_no_dataset_at_all_is_told(tmp_path: Path) -> None:
 
 def test_planned_datasets_are_found_and_others_told(tmp_path: Path) -> None:
     places = workspace(tmp_path, "Dataset001_A", planned=())
-    with pytest.raises(PwmlError, match=r"nothing is planned yet in .*: run pwml_plan_and_preprocess -d 1"):
-        places.find_preprocessed("1")
+    with pytest.raises(PwmlError, match=r"nothing is planned yet in .*: run pwml_plan_and_preprocess -d 2"):
+        places.find_preprocessed("2")
     places = workspace(tmp_path, planned=("Dataset002_B",))
+    with pytest.raises(
+        PwmlError, match=r"^Dataset001_A is not planned yet: run pwml_plan_and_preprocess -d A$"
+    ):
+        places.find_preprocessed("A")
     assert places.find_preprocessed("B") == tmp_path / "preprocessed" / "Dataset002_B"

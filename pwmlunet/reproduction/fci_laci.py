@@ -92,6 +92,6 @@ FCI_LACI = Study(
         LAST,
     ),
     planned=dict.fromkeys(("paper_task_a", "paper_task_a_all", "paper_task_b"), "unet_2d"),
-    quick_loss="bce_dice",
+    quick_loss="sbfl_dice",
     correction=CorrectionRecipe(optimiser="rmsprop", learning_rate=1e-3, label_smoothing=0.0),
 )  # fmt: skip

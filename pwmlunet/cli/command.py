@@ -10,13 +10,24 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pwmlunet import __version__
 from pwmlunet.errors import PwmlError
 
 Parser = argparse.ArgumentParser
 Command = Callable[[Sequence[str] | None], None]
+
+
+class _LinesBesideBars(logging.StreamHandler[TextIO]):
+    """Writes to stderr, on lines of their own where a progress bar is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes the bars away while the line is written."""
+        from tqdm import tqdm  # --help does without
+
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
 
 
 def command(function: Callable[[argparse.Namespace], None]) -> Callable[[Callable[[], Parser]], Command]:
@@ -31,8 +42,9 @@ def command(function: Callable[[argparse.Namespace], None]) -> Callable[[Callabl
             parsed = parser().parse_args(arguments)
             # Torch's threads wait asleep: spinning, as they do by default, triples a prediction on a busy machine.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-            logging.getLogger().handlers[0].setLevel(logging.INFO)  # a training's log file takes more
+            lines = _LinesBesideBars()
+            lines.setLevel(logging.INFO)  # a training's log file takes more
+            logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[lines], force=True)
             logging.getLogger("pwmlunet").setLevel(logging.INFO)
             before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's Ctrl-C
             try:

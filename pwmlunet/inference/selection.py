@@ -236,10 +236,7 @@ def _pick(candidates: Sequence[Candidate]) -> tuple[int, str]:
     order = sorted(range(len(candidates)), key=lambda i: _rank(candidates[i]))
     top = order[0]
     if candidates[top].value == 0:
-        return (
-            top,
-            f"no candidate finds a lesion of the held-out cases, so {candidates[top].name} is as good as any: train longer",
-        )
+        return top, "no candidate finds a lesion of the held-out cases: train longer"
     if len(candidates) == 1:
         return top, f"{candidates[top].name} is the only run: nothing was compared"
     able = [i for i in order if i == top or _cannot_tell(candidates[i])]

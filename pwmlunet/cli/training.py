@@ -22,7 +22,7 @@ _TRAINING_OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "--loss": (
         "loss",
         str,
-        'a loss or weighted sum: sbfl, focal, bce_dice, focal_tversky, "sbfl + 0.5*dice"',
+        'a loss or weighted sum: sbfl, focal, bce_dice, focal_tversky, "sbfl + 0.5*dice" (default: the plan\'s)',
     ),
     "--epochs": ("epochs", int, "epochs"),
     "--steps": ("steps_per_epoch", int, "steps in an epoch"),

@@ -149,6 +149,8 @@ class Plan(Config):
     """By name."""
     expected_input: ExpectedInput
     """What images to predict should be like."""
+    loss: str = "sbfl"
+    """What networks are trained by where nothing else is asked for."""
     n_folds: int = 5
     """Folds of subjects; fewer where there are fewer subjects."""
     smallest_lesion_mm3: float = 0.0

@@ -54,6 +54,7 @@ def make_plan(fingerprint: Fingerprint, budget: Budget) -> Plan:
         {"slices": preparation},
         configurations,
         _expected_input(fingerprint),
+        rules.loss(),
         rules.n_folds(),
         rules.smallest_lesion_mm3(),
         correction(rules, neighbours[0]),

@@ -149,6 +149,10 @@ class Rules(ABC):
         """Below which size a predicted lesion is removed."""
 
     @abstractmethod
+    def loss(self) -> str:
+        """What networks are trained by."""
+
+    @abstractmethod
     def default(self, *, prior_helps: bool) -> str:
         """The configuration that is meant where none is named."""
 

@@ -17,6 +17,7 @@ SLICE_AXIS: SliceAxis = "coronal"
 
 _SMALLEST_LESION_MM3 = 1.7  # the Priority U-Net's data
 _FEW_SUBJECTS, _FOLDS_OF_FEW, _FOLDS = 21, 10, 5  # ten folds: the Priority U-Net's
+_LOSS = "100*sbfl + dice"
 _SAME_SPACING = 0.05
 _LARGE_VOXELS = 16_000_000  # from 64 MB a case in float32
 
@@ -106,6 +107,11 @@ class UltrasoundRules(Rules):
             return least
         self.decide("smallest lesion", f"{_SMALLEST_LESION_MM3} mm³", f"the paper's; the smallest training lesion has {smallest:.3g} mm³")  # fmt: skip
         return _SMALLEST_LESION_MM3
+
+    def loss(self) -> str:
+        """The self-balancing focal loss, by which networks begin, and Dice, by which they invent fewer lesions."""
+        self.decide("loss", _LOSS, "alone, sbfl invents more lesions in speckle, and with sbfl_dice some networks never begin: Dice that is near 0 hardly has a gradient (documentation/results.md)")  # fmt: skip
+        return _LOSS
 
     def default(self, *, prior_helps: bool) -> str:
         """The U-Net, with the prior as log-odds where one is likely to help."""

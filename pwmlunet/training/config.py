@@ -83,8 +83,8 @@ class TrainingConfig(Config):
 
     configuration: str
     """The plan's configuration."""
-    loss: str = "sbfl"
-    """A loss or a weighted sum: "sbfl + 0.5*dice"."""
+    loss: str = ""
+    """A loss or a weighted sum: "sbfl + 0.5*dice"; empty takes the plan's."""
     epochs: int = 40
     """Epochs; an epoch is a number of steps, not a pass over the data."""
     steps_per_epoch: int = 25
@@ -137,7 +137,8 @@ class TrainingConfig(Config):
         """Values outside their range."""
         from pwmlunet.training.losses import parse_loss
 
-        parse_loss(self.loss)
+        if self.loss:
+            parse_loss(self.loss)
         for name in ("epochs", "steps_per_epoch", "plateau_epochs", "validate_every"):
             if getattr(self, name) < 1:
                 yield f"{name} must be at least 1, not {getattr(self, name)}"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from pwmlunet.data.image import Geometry
 from pwmlunet.errors import PwmlError
@@ -15,6 +16,7 @@ from pwmlunet.planning.fingerprint import CaseFingerprint, ChannelFacts, Fingerp
 from pwmlunet.planning.memory import training_bytes
 from pwmlunet.planning.plan import Plan, write_plan
 from pwmlunet.planning.planner import make_plan, parents_of
+from pwmlunet.training.losses import parse_loss
 
 CPU = Budget(2.0, (8,), "test")
 LARGE = Budget(60.0, (16, 8), "test")
@@ -226,6 +228,19 @@ def test_slabs_are_three_millimetres_thick(spacing, slices):
 @pytest.mark.parametrize(("n", "n_folds"), [(2, 2), (7, 7), (10, 10), (21, 10), (22, 5)])
 def test_ten_folds_for_few_subjects(n, n_folds):
     assert plan_for(n=n).n_folds == n_folds
+
+
+def test_the_loss_begins_and_ends_well():
+    plan = plan_for()
+    assert plan.loss == "100*sbfl + dice" == decision(plan, "loss")[0]
+    nothing = torch.full((1, 1, 1, 64, 64), -9.0, requires_grad=True)  # a network that never says lesion
+    target = torch.zeros_like(nothing)
+    target[..., 30:33, 30:33] = 1
+    slopes = [
+        torch.autograd.grad(parse_loss(loss)(nothing, target, torch.ones_like(target)), nothing)[0].min()
+        for loss in (plan.loss, "sbfl_dice")
+    ]
+    assert slopes[0] < 50 * slopes[1] < 0
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pwmlunet.inference.runs import gather_runs
 from pwmlunet.planning.alignment import REFERENCE
 from pwmlunet.training import run as run_module
 from pwmlunet.training import trainer as trainer_module
+from pwmlunet.training.losses import LOSSES
 from pwmlunet.training.run import open_inner_run, open_run
 from pwmlunet.training.trainer import FoldTrainer
 
@@ -112,3 +113,28 @@ def test_an_inner_run_has_its_own_densities_and_the_outer_runs_reference(copied,
         facts = json.loads(str(arrays["facts"]))
     assert set(facts["subjects"]) == {outer.store.facts(name).subject for name in inner.split("0").train}
     assert not (outer.model.fold_folder("0") / DENSITY).exists()
+
+
+@pytest.mark.parametrize(
+    ("planned", "asked", "taken"), [("dice", "", "dice"), ("dice", "focal", "focal"), (None, "", "sbfl")]
+)
+def test_the_loss_is_the_plans_unless_another_is_asked_for(
+    copied, prepared_home, tiny, planned, asked, taken
+):
+    home = copied(prepared_home)
+    (path,) = home.glob("preprocessed/*/plan.json")
+    values = json.loads(path.read_text())
+    del values["loss"]  # as in plans of before
+    path.write_text(json.dumps(values | ({"loss": planned} if planned else {})))
+    run = open_run(tiny.workspace_in(home), "1", replace(tiny.recipe, loss=asked), None)
+    assert run.config.loss == taken
+    assert json.loads((run.model.folder / "training.json").read_text())["loss"] == taken
+    assert FoldTrainer(run, "0").criterion is LOSSES[taken]
+
+
+def test_a_loss_of_the_plan_that_is_none_is_told(copied, prepared_home, tiny):
+    home = copied(prepared_home)
+    (path,) = home.glob("preprocessed/*/plan.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"loss": "dise"}))
+    with pytest.raises(PwmlError, match="dise"):
+        open_run(tiny.workspace_in(home), "1", tiny.recipe, None)

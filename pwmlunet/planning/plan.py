@@ -89,6 +89,8 @@ class Configuration(Config):
     """How the prior density of lesions is made, for a network that takes one."""
     channels: tuple[int, ...] | None = None
     """Numbers of the dataset's channels that the network sees, rising; null for all."""
+    loss: str = "sbfl"
+    """What the network is trained by where nothing else is asked for."""
     finds: Literal["each", "any"] = "each"
     """One output for each target, or one for any lesion, which the first target stands for until a correction network
     names the kind."""
@@ -149,8 +151,6 @@ class Plan(Config):
     """By name."""
     expected_input: ExpectedInput
     """What images to predict should be like."""
-    loss: str = "sbfl"
-    """What networks are trained by where nothing else is asked for."""
     n_folds: int = 5
     """Folds of subjects; fewer where there are fewer subjects."""
     smallest_lesion_mm3: float = 0.0

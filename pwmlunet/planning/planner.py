@@ -47,6 +47,11 @@ def make_plan(fingerprint: Fingerprint, budget: Budget) -> Plan:
     configurations = _slice_configurations(rules, budget, networks, patch, neighbours[1], prior, seen)
     widest = max(c.network.width for c in configurations.values() if isinstance(c.network, DenseConfig))
     configurations |= _volume_configuration(rules, budget, preparation, n_stages, widest)
+    loss = rules.loss()
+    configurations = {
+        name: c if isinstance(c.network, TwoStageConfig) else replace(c, loss=loss)
+        for name, c in configurations.items()
+    }
     return Plan(
         fingerprint.dataset,
         fingerprint.channel_names,
@@ -54,7 +59,6 @@ def make_plan(fingerprint: Fingerprint, budget: Budget) -> Plan:
         {"slices": preparation},
         configurations,
         _expected_input(fingerprint),
-        rules.loss(),
         rules.n_folds(),
         rules.smallest_lesion_mm3(),
         correction(rules, neighbours[0]),

@@ -150,7 +150,7 @@ class Rules(ABC):
 
     @abstractmethod
     def loss(self) -> str:
-        """What networks are trained by."""
+        """What networks are trained by, but for the two-stage one, whose boxes have losses of their own beside it."""
 
     @abstractmethod
     def default(self, *, prior_helps: bool) -> str:

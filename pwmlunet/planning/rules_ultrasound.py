@@ -110,7 +110,7 @@ class UltrasoundRules(Rules):
 
     def loss(self) -> str:
         """The self-balancing focal loss, by which networks begin, and Dice, by which they invent fewer lesions."""
-        self.decide("loss", _LOSS, "alone, sbfl invents more lesions in speckle, and with sbfl_dice some networks never begin: Dice that is near 0 hardly has a gradient (documentation/results.md)")  # fmt: skip
+        self.decide("loss", _LOSS, "alone, sbfl invents more lesions in speckle, and with sbfl_dice some networks never begin: Dice that is near 0 hardly has a gradient (documentation/results.md); two_stage keeps sbfl, beside its losses of boxes")  # fmt: skip
         return _LOSS
 
     def default(self, *, prior_helps: bool) -> str:

@@ -115,7 +115,7 @@ def open_run(workspace: Workspace, dataset: str, config: TrainingConfig, name: s
     prepared = workspace.find_preprocessed(dataset)
     plan = Plan.read(prepared / "plan.json")
     configuration, chosen = plan.configuration(config.configuration or None)
-    planned = {"configuration": configuration, "loss": config.loss or plan.loss}
+    planned = {"configuration": configuration, "loss": config.loss or chosen.loss}
     config = TrainingConfig.from_dict({**config.to_dict(), **planned}, "the recipe")
     for problem in _contradictions(config.augmentation, chosen, plan):
         raise PwmlError(f"{configuration} {problem}")

@@ -124,8 +124,9 @@ def test_the_loss_is_the_plans_unless_another_is_asked_for(
     home = copied(prepared_home)
     (path,) = home.glob("preprocessed/*/plan.json")
     values = json.loads(path.read_text())
-    del values["loss"]  # as in plans of before
-    path.write_text(json.dumps(values | ({"loss": planned} if planned else {})))
+    del values["configurations"]["trident"]["loss"]  # as in plans of before
+    values["configurations"]["trident"] |= {"loss": planned} if planned else {}
+    path.write_text(json.dumps(values))
     run = open_run(tiny.workspace_in(home), "1", replace(tiny.recipe, loss=asked), None)
     assert run.config.loss == taken
     assert json.loads((run.model.folder / "training.json").read_text())["loss"] == taken
@@ -135,6 +136,8 @@ def test_the_loss_is_the_plans_unless_another_is_asked_for(
 def test_a_loss_of_the_plan_that_is_none_is_told(copied, prepared_home, tiny):
     home = copied(prepared_home)
     (path,) = home.glob("preprocessed/*/plan.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"loss": "dise"}))
+    values = json.loads(path.read_text())
+    values["configurations"]["trident"]["loss"] = "dise"
+    path.write_text(json.dumps(values))
     with pytest.raises(PwmlError, match="dise"):
         open_run(tiny.workspace_in(home), "1", tiny.recipe, None)

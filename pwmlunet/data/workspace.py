@@ -41,25 +41,28 @@ class Workspace:
 
     def find_raw(self, identifier: str) -> Path:
         """The raw dataset folder of a number (1), a full name (Dataset001_T1) or a short one (T1)."""
-        places = [self.raw, *self.more_raw]
-        folders = _datasets(places)
+        folders = _datasets(self._raw_places)
         if not folders:
             raise PwmlError(
-                f"no dataset found in {join(places)}: put a folder DatasetNNN_Name there, or set PWML_RAW"
+                f"no dataset found in {join(self._raw_places)}: put a folder DatasetNNN_Name there, or set PWML_RAW"
             )
         return _choose(identifier, folders)
 
     def find_preprocessed(self, identifier: str) -> Path:
         """The folder of a planned dataset."""
         folders = _datasets([self.preprocessed])
-        raw = [f for f in _datasets([self.raw, *self.more_raw]) if is_called(f, identifier)]
-        if raw and not any(is_called(folder, identifier) for folder in folders):
-            raise PwmlError(f"{raw[0].name} is not planned yet: run pwml_plan_and_preprocess -d {identifier}")
-        if not folders:
-            raise PwmlError(
-                f"nothing is planned yet in {self.preprocessed}: run pwml_plan_and_preprocess -d {identifier}"
-            )
+        if not any(is_called(folder, identifier) for folder in folders):
+            raw = [folder for folder in _datasets(self._raw_places) if is_called(folder, identifier)]
+            what = [f"{folder.name} is not planned yet" for folder in raw]
+            if not folders:
+                what.append(f"nothing is planned yet in {self.preprocessed}")
+            if what:
+                raise PwmlError(f"{what[0]}: run pwml_plan_and_preprocess -d {identifier}")
         return _choose(identifier, folders)
+
+    @property
+    def _raw_places(self) -> list[Path]:
+        return [self.raw, *self.more_raw]
 
 
 def _datasets(parents: list[Path]) -> list[Path]:

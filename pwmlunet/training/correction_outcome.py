@@ -78,7 +78,7 @@ def _settle(model: TrainedModel, trial: Trial) -> Iterator[str]:
         yield f"{path} stays as it is"
         return
     write_settings(path, trial.chosen, model.unchosen)
-    kept = " (the former settings: postprocessing.json.old)" if before not in (model.unchosen, trial.chosen) else ""  # fmt: skip
+    kept = f" (the former settings: {SETTINGS}.old)" if before not in (model.unchosen, trial.chosen) else ""  # fmt: skip
     yield f"written to {path}{kept}"
     best = read_best(model.folder.parent)
     if best and best.runs != (model.folder.name,):

@@ -230,12 +230,10 @@ def test_ten_folds_for_few_subjects(n, n_folds):
     assert plan_for(n=n).n_folds == n_folds
 
 
-def test_the_loss_begins_and_ends_well():
+def test_dense_networks_are_planned_with_a_loss_by_which_they_begin():
     plan = plan_for()
     losses = {name: c.loss for name, c in plan.configurations.items()}
-    assert (
-        losses.pop("two_stage") == "sbfl"
-    )  # by the other it finds nothing: its boxes hardly learn beside it
+    assert losses.pop("two_stage") == "sbfl"  # its boxes hardly learn beside the other
     assert set(losses.values()) == {"100*sbfl + dice"} == {decision(plan, "loss")[0]} and len(losses) > 4
     nothing = torch.full((1, 1, 1, 64, 64), -9.0, requires_grad=True)  # a network that never says lesion
     target = torch.zeros_like(nothing)
